@@ -26,14 +26,14 @@ def plan(asked: Asked, put: Put) -> None:
     import modicum_worker
 
     from modicum import rewards
-    from modicum.plan import hardware, memory, timing
+    from modicum.plan import hardware, memory, overall
 
     device = device_of(asked)
     rewards.REWARDS["checksum"] = modicum_worker.Checksum
     known = hardware.this(asked.device, "bf16" if asked.device == "cuda" else "fp32")
     rates = known.rates
     put("machine", {"name": known.name, "memory": known.memory, "rates": rates and vars(rates)})
-    assumed = {name: getattr(timing, name)[asked.device] for name in ASSUMED}
+    assumed = {name: getattr(overall, name)[asked.device] for name in ASSUMED}
     put("assumed", assumed | {"CUDA_SLACK": memory.CUDA_SLACK})
     told = []
     with model_folder(asked, device, NAME) as folder:

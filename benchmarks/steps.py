@@ -28,7 +28,7 @@ from typing import Any
 import torch
 
 from modicum import objectives, runs
-from modicum.commands.learned import FitOptions, reward_model
+from modicum.commands.difficulty import FitOptions, reward_model
 from modicum.config import TrainConfig
 from modicum.engine.reward import last_states
 from modicum.tasks import prompts

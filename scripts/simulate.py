@@ -42,12 +42,13 @@ from modicum.study.estimate import (
     BOOTSTRAP,
     MAX_T_SEEDS,
     Estimate,
+    Table,
     counts,
     difference,
     pivots,
     retention,
+    spread,
 )
-from modicum.study.twolevel import Table, spread
 
 KEPT = 0.1  # Of a collapsed seed's chances.
 BASE = 0.4  # Of the control's chances, for the untrained model.

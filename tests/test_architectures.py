@@ -28,8 +28,7 @@ from modicum.export import export_base
 from modicum.models.configs import attention_sizes, numbers
 from modicum.models.linear import is_matrix
 from modicum.models.load import TINY, load, read_config
-from modicum.plan.fit import generous_bound
-from modicum.plan.shapes import cache_numbers
+from modicum.plan.shapes import cache_numbers, generous_bound
 from modicum.tasks.prompts import encode
 from modicum.types import Problem, UserError
 

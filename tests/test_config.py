@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 from modicum import options, settings
-from modicum.commands import plan, runs, study, tasks, train
+from modicum.commands import evaluate, plan, study, tasks, train
 from modicum.config import (
     KINDS,
     Budget,
@@ -382,7 +382,7 @@ def test_names_are_unique_across_sections(root: type) -> None:
 @pytest.mark.parametrize(
     "options",
     [
-        *(EvaluateConfig, train.DemoOptions, runs.ExportOptions, study.ReportOptions),
+        *(EvaluateConfig, train.DemoOptions, evaluate.ExportOptions, study.ReportOptions),
         *(tasks.Options, plan.UpdatesOptions),
     ],
 )

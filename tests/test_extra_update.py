@@ -25,7 +25,7 @@ from modicum.plan import hardware, overall
 from modicum.plan.memory import Subject
 from modicum.plan.shapes import Lengths
 from modicum.report import page
-from modicum.report.study import families, read
+from modicum.report.study import read
 from modicum.results import ArmResult
 from modicum.study import analysis, design
 from modicum.study.cells import check_arms
@@ -182,7 +182,7 @@ def test_a_study_of_it_has_its_colour(tmp_path: Path, monkeypatch: pytest.Monkey
     monkeypatch.setattr(fake_study, "ARMS", shown)
     fake_study.build(tmp_path, arms=2)
     found = read.load(tmp_path)
-    look = families.family(found.analysis, found.analysis.arms[1])
-    assert (look.name, look.marker) == ("adapters", families.KINDS["adapters"].marker)
-    assert families.family(found.analysis, ArmResult("a", "a", "")).name == "other settings"
+    look = read.family(found.analysis, found.analysis.arms[1])
+    assert (look.name, look.marker) == ("adapters", read.KINDS["adapters"].marker)
+    assert read.family(found.analysis, ArmResult("a", "a", "")).name == "other settings"
     assert USUAL in page.write([tmp_path], tmp_path / "report.html").read_text()

@@ -25,7 +25,7 @@ from modicum.engine.reward import beside, classifier, in_parts, scores
 from modicum.learned import Preference, paired, pairwise, pointwise, split
 from modicum.models.adapters import quiet as quiet_peft
 from modicum.plan import hardware, overall
-from modicum.report.figures import gold
+from modicum.report.figures import curves
 from modicum.report.read import LoggedSample, RunRecord
 from modicum.study import design
 from modicum.training.loop import Observer, train
@@ -716,7 +716,7 @@ def test_gold_against_the_root_of_the_kl() -> None:
         "gold/strict": np.array([0.2, 0.4, 0.6, 0.3]),
         "gold/proxy": np.array([0.5, 0.6, 0.7, 0.9]),
     }
-    x, y, proxy, tokens = gold.curve(columns)
+    x, y, proxy, tokens = curves.gold_curve(columns)
     assert x.tolist() == [0, 1, 2, 3] and y.tolist() == [20, 40, 60, 30]
     assert proxy.tolist() == [50, 60, 70, 90] and tokens.tolist() == [100, 200, 300, 400]
     samples = tuple(
@@ -726,9 +726,9 @@ def test_gold_against_the_root_of_the_kl() -> None:
         for s, r in ((0.9, question == "a"), (0.2, False), (0.1, False), (0.3, step == 9))
     )
     record = RunRecord(Path(), {"update": "full"}, columns, samples, None, {})
-    points = list(gold.best_of(record))
+    points = list(curves.best_of(record))
     assert points == [(0.0, 12.5), (pytest.approx(0.79768, abs=1e-5), 50.0)]
-    made = gold.figure(
+    made = curves.gold(
         {"a run": record, "another": replace(record, metrics={"step": columns["step"]})}
     )
     assert made is not None
@@ -739,7 +739,7 @@ def test_gold_against_the_root_of_the_kl() -> None:
         " d(29.0 - 21.8 ln d) fits the gain, d the root of the KL; it is highest at a KL of 1.93 nats."
     )
     assert made.draw(False) and made.draw(True)
-    assert gold.figure({"plain": replace(record, metrics={"step": columns["step"]})}) is None
+    assert curves.gold({"plain": replace(record, metrics={"step": columns["step"]})}) is None
 
 
 @pytest.mark.parametrize("name", ["rewards", "lora"])

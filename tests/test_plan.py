@@ -16,7 +16,7 @@ import pytest
 from modicum import cache, cli
 from modicum.config import Held, Sampling, Steps, TrainConfig
 from modicum.engine.flops import StepFlops
-from modicum.plan import hardware, overall, timing
+from modicum.plan import hardware, overall
 from modicum.plan.hardware import GIB, DeviceRates, Machine
 from modicum.plan.shapes import Lengths, cache_numbers, config_of
 from modicum.types import UserError
@@ -70,18 +70,18 @@ def test_times_are_a_roofline() -> None:
     rates = DeviceRates(bf16=1e12, fp32=1e11, bandwidth=1e10, source="")
     flops = StepFlops(sampling=0.0, training=7e11)
     # Bound by weights: 7 s / 0.7 of the bandwidth a token, 100 tokens; prompts are for free.
-    heavy = timing.DecodingCost(layers=1, weight_bytes=70 * 10**9, token_flops=0.0, cache_bytes=0)
-    found = timing.times(config, heavy, flops, lengths, rates, "cpu")
+    heavy = overall.DecodingCost(layers=1, weight_bytes=70 * 10**9, token_flops=0.0, cache_bytes=0)
+    found = overall.times(config, heavy, flops, lengths, rates, "cpu")
     assert found.sampling == pytest.approx(100 * 70e9 / (0.7 * 1e10))
     assert found.training == pytest.approx(7e11 / (0.7 * 1e11))
     assert found.run == pytest.approx(10 * found.step)
     # Bound by FLOPs: 4 prompts of 50, and 32 rows of 100.
-    busy = timing.DecodingCost(layers=1, weight_bytes=0, token_flops=7e9, cache_bytes=0)
-    found = timing.times(config, busy, flops, lengths, rates, "cpu")
+    busy = overall.DecodingCost(layers=1, weight_bytes=0, token_flops=7e9, cache_bytes=0)
+    found = overall.times(config, busy, flops, lengths, rates, "cpu")
     assert found.sampling == pytest.approx((4 * 50 + 32 * 100) * 7e9 / (0.7 * 1e11))
     # Bound by the cache: prompts once a group, rows half full on average.
-    cached = timing.DecodingCost(layers=1, weight_bytes=0, token_flops=0.0, cache_bytes=7 * 10**6)
-    found = timing.times(config, cached, flops, lengths, rates, "cpu")
+    cached = overall.DecodingCost(layers=1, weight_bytes=0, token_flops=0.0, cache_bytes=7 * 10**6)
+    found = overall.times(config, cached, flops, lengths, rates, "cpu")
     assert found.sampling == pytest.approx(100 * (4 * 50 + 32 * 50) * 7e6 / (0.7 * 1e10))
 
 

@@ -21,8 +21,7 @@ from modicum.config import Compute, Held, Optimizer, Records, Sampling, Steps, T
 from modicum.engine import logprobs
 from modicum.models.attention import Packed, ScoreRule
 from modicum.models.load import TINY
-from modicum.plan import fit, hardware
-from modicum.plan.fit import check
+from modicum.plan import check, hardware, sizes
 from modicum.plan.heap import Heap
 from modicum.plan.live import Live, fullest, peaks, without_data
 from modicum.plan.memory import Memory, estimate
@@ -194,10 +193,10 @@ def test_parts_of_the_head_that_are_alike_run_twice(monkeypatch: pytest.MonkeyPa
     weight = torch.empty(50, 8, device="meta", requires_grad=True)
     runs: dict[bool, list[int]] = {False: [], True: []}
     found = {}
-    for again, sizes in runs.items():
+    for again, lengths in runs.items():
 
-        def logits(hidden: torch.Tensor, sizes: list[int] = sizes) -> torch.Tensor:
-            sizes.append(len(hidden))
+        def logits(hidden: torch.Tensor, lengths: list[int] = lengths) -> torch.Tensor:
+            lengths.append(len(hidden))
             return hidden @ weight.T
 
         scorer: Any = SimpleNamespace(vocabulary=50, logits=logits, on_cuda=False)
@@ -300,7 +299,7 @@ def test_lengths_give_their_mean_and_their_longest() -> None:
 def test_a_run_that_cannot_fit_is_refused(
     config: TrainConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(fit, "free_memory", lambda device: 70 * 2**20)
+    monkeypatch.setattr(sizes, "free_memory", lambda device: 70 * 2**20)
     many = Steps(prompts_per_step=16, group_size=8, micro_batch=64, rollout_batch=512)
     with pytest.raises(UserError, match=r"needs about .* GiB on cpu, where 0\.1 GiB") as caught:
         check(replace(config, compute=Compute(device="cpu"), batch=many))
@@ -309,10 +308,10 @@ def test_a_run_that_cannot_fit_is_refused(
 
 
 def test_a_run_with_room_is_not_looked_at_closely(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fit, "estimate", None)
-    monkeypatch.setattr(fit, "free_memory", lambda device: 64 * 2**30)
+    monkeypatch.setattr(sizes, "estimate", None)
+    monkeypatch.setattr(sizes, "free_memory", lambda device: 64 * 2**30)
     check(CONFIG)
-    monkeypatch.setattr(fit, "free_memory", lambda device: None)
+    monkeypatch.setattr(sizes, "free_memory", lambda device: None)
     check(replace(CONFIG, model="no/where"))  # it is not even read
 
 

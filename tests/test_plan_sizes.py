@@ -13,7 +13,7 @@ import pytest
 from modicum import recipes, runs
 from modicum.config import Compute, Held, Sampling, Steps, TrainConfig
 from modicum.parts import RunParts
-from modicum.plan import fit, hardware, memory, sizes
+from modicum.plan import hardware, memory, sizes
 from modicum.plan.hardware import GIB, Machine
 from modicum.plan.memory import Memory, Phase, Subject, estimate
 from modicum.plan.shapes import Lengths
@@ -84,7 +84,8 @@ def test_the_largest_batches_are_found(
     config = replace(TrainConfig(), evaluation=Held(256, 4))
     names = ("micro_batch", "rollout_batch", "checkpointing")
     subject = Subject.of(config)
-    found, planned = search(config, LENGTHS, CARD, names, subject, room)
+    monkeypatch.setattr(sizes, "room_of", lambda _: room)
+    found, planned = search(config, LENGTHS, CARD, names, subject)
     batch = found.batch
     assert (batch.micro_batch, batch.rollout_batch, found.compute.checkpointing) == expected
     assert planned == linear(found) and len(asked) <= 6
@@ -92,11 +93,10 @@ def test_the_largest_batches_are_found(
 
 def test_advice_is_one_line_and_changes_the_model_last(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sizes, "estimate", linear)
-    for module in (sizes, fit):
-        monkeypatch.setattr(module, "floor", lambda *_: 0)
+    monkeypatch.setattr(sizes, "floor", lambda *_: 0)
     config = TrainConfig(update="lora", compute=Compute(checkpointing=False))
     subject = Subject.of(config)
-    found = fit.advice(config, CARD, LENGTHS, subject)
+    found = sizes.advice(config, CARD, LENGTHS, subject)
     assert found == "with --micro-batch 16 --rollout-batch 64: 0.00 GiB, fits"
 
     def small(config: TrainConfig, *given: Any, **named: Any) -> Memory:
@@ -104,11 +104,11 @@ def test_advice_is_one_line_and_changes_the_model_last(monkeypatch: pytest.Monke
         return linear(config) if done else Memory((Phase("training", {"weights": 101}),))
 
     monkeypatch.setattr(sizes, "estimate", small)
-    found = fit.advice(config, CARD, LENGTHS, subject)
+    found = sizes.advice(config, CARD, LENGTHS, subject)
     line = "--micro-batch 16 --rollout-batch 64 --dtype bf16 --update 'last(1)'"
     assert found == f"with {line}: 0.00 GiB, fits"
     monkeypatch.setattr(sizes, "estimate", lambda *_, **__: small(config))
-    assert "not even so" in fit.advice(config, CARD, LENGTHS, subject)
+    assert "not even so" in sizes.advice(config, CARD, LENGTHS, subject)
 
 
 def test_as_much_of_the_model_as_fits_is_advised(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -120,14 +120,13 @@ def test_as_much_of_the_model_as_fits_is_advised(monkeypatch: pytest.MonkeyPatch
         return Memory((Phase("training", {"weights": weights}),))
 
     monkeypatch.setattr(sizes, "estimate", by_layers)
-    for module in (sizes, fit):
-        monkeypatch.setattr(module, "floor", lambda *_: 0)
+    monkeypatch.setattr(sizes, "floor", lambda *_: 0)
     compute = Compute(dtype="bf16", checkpointing=False)
     config = TrainConfig(update="full", compute=compute, evaluation=Held(0))
-    found = fit.advice(config, CARD, LENGTHS, Subject.of(config))
+    found = sizes.advice(config, CARD, LENGTHS, Subject.of(config))
     assert found.endswith(" --update 'last(4)': 0.00 GiB, fits")
     given = RunParts(update=parse("full"))
-    found = fit.advice(config, CARD, LENGTHS, Subject.of(config), given)
+    found = sizes.advice(config, CARD, LENGTHS, Subject.of(config, given))
     assert "--update" not in found and "not even so" in found
 
 

@@ -437,7 +437,7 @@ def test_the_command_writes_the_report_of_one_folder_into_it(tmp_path, capsys):
 def test_places_of_a_report(tmp_path):
     found = page.places([tmp_path], "site/x.html")
     assert (found.markdown, found.figures) == (Path("site/x.md"), Path("site/x-figures"))
-    assert page.places([tmp_path, tmp_path], None).page == Path("report.html")
+    assert page.places([tmp_path, tmp_path], None).report == Path("report.html")
     folder = bare(make(tmp_path, "full"))
     with pytest.raises(UserError, match=r"report\.html say"):
         write([folder], tmp_path / "report.md")

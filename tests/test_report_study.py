@@ -18,11 +18,12 @@ import fake_study
 from modicum import updates
 from modicum.logged import METRICS
 from modicum.report import document, page, words
-from modicum.report.figures import accuracy, forest, frontier
+from modicum.report.figures import accuracy, frontier
 from modicum.report.figures import arm_curves as curves
 from modicum.report.figures.curves import TRAINED, line
 from modicum.report.read import PROBLEMS_SHOWN
-from modicum.report.study import families, read, tables
+from modicum.report.study import read
+from modicum.report.study.document import arms_table
 from modicum.report.study.document import document as document_of
 from modicum.report.study.read import StudyRecord
 from modicum.report.style import styled
@@ -336,7 +337,7 @@ def test_a_study_that_is_not_analysed_is_one_line(tmp_path: Path) -> None:
 
 
 def test_arms_are_ranked_by_difference_with_the_control_at_zero(large: Analysis) -> None:
-    ranked = families.ranked(large)
+    ranked = read.ranked(large)
     names = [arm.name for arm in ranked]
     assert names[-2:] == ["random reward", "galore(rank=4)"]
     gaps = [0.0 if a.name == "full" else a.difference.mean for a in ranked if a.verdict != "failed"]
@@ -361,7 +362,7 @@ def test_arms_are_ranked_by_difference_with_the_control_at_zero(large: Analysis)
 def test_the_family_of_an_update(update: str, name: str) -> None:
     found = ArmResult("a", "a", "", kind=updates.parse(update).kind)
     arms = (ArmResult("c", "c", "control"), found)
-    assert families.family(Analysis("?", "c", arms), arms[1]).name == name
+    assert read.family(Analysis("?", "c", arms), arms[1]).name == name
 
 
 def test_backticks_mark_code() -> None:
@@ -375,7 +376,7 @@ def test_backticks_mark_code() -> None:
 
 
 def test_the_table_sorts_by_numbers(large: Analysis) -> None:
-    found = tables.arms(large)
+    found = arms_table(large)
     column = found.heads.index("difference, 90 %")
     texts = {row[0].text: row[column] for row in found.rows}
     cell, arm = texts["bitfit"], arm_of(large, "bitfit")
@@ -399,7 +400,7 @@ def lines_of(axes: Any) -> list[tuple[list[float], list[float]]]:
 
 
 def test_the_forest_plot_shows_margin_intervals_and_what_lies_beyond(large: Analysis) -> None:
-    axes = draw(forest.figure(large)).axes[0]
+    axes = draw(accuracy.differences(large)).axes[0]
     low, high = axes.get_xlim()
     shaded = next(p for p in axes.patches if isinstance(p, Rectangle))
     assert (shaded.get_x(), shaded.get_width()) == pytest.approx((-2, 4))
@@ -421,7 +422,7 @@ def test_the_forest_plot_shows_margin_intervals_and_what_lies_beyond(large: Anal
 
 
 def test_the_forest_axis_covers_what_is_near_the_margin(large: Analysis) -> None:
-    low, high = forest.reach(large)
+    low, high = accuracy.reach(large)
     near = [a.difference for a in large.arms if a.verdict in ("equivalent", "not worse", "better")]
     assert all(low < d.low95 and d.high95 < high for d in near)
 

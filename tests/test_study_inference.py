@@ -13,17 +13,18 @@ from scipy import special
 from modicum import stats
 from modicum.results import ArmResult
 from modicum.stats import Interval
+from modicum.study.analysis import arm_interval, compare, paired, variance
 from modicum.study.estimate import (
     BOOTSTRAP,
     NO_SPREAD,
     ONE_SEED,
     T_INTERVAL,
+    Spread,
     estimate,
     pivots,
     retention,
+    spread,
 )
-from modicum.study.inference import arm_interval, compare, gain_interval, paired, variance
-from modicum.study.twolevel import Spread, seeds_needed, spread
 from modicum.types import UserError
 
 WIDE = (-1.0, 1.0)
@@ -107,7 +108,7 @@ def test_rare_successes_of_an_arm_have_an_interval_that_holds_the_truth(seeds: i
     base = np.zeros(64)
     for name, bands in (
         ("arm", [arm_interval(table) for table in tables]),
-        ("gain", [gain_interval(table, base) for table in tables]),
+        ("gain", [arm_interval(table, base) for table in tables]),
         ("alone", [paired(table[:1], base[None], rng()).interval(0.95) for table in tables]),
     ):
         assert np.mean([band.low <= 0.047 <= band.high for band in bands]) > 0.94, name
@@ -128,7 +129,7 @@ def test_one_seed_is_the_paired_interval_over_problems() -> None:
     expected = limits(stats.paired_interval(after, before))
     assert limits(found.interval(0.95)) == pytest.approx(expected)
     assert found.method == ONE_SEED
-    assert limits(gain_interval(after, before)) == pytest.approx(expected)
+    assert limits(arm_interval(after, before)) == pytest.approx(expected)
 
 
 @pytest.mark.parametrize("seeds", [1, 3, 10])
@@ -290,25 +291,25 @@ def test_retention_of_an_arm_like_the_control_has_width() -> None:
 def test_seeds_needed_where_only_seeds_vary_is_that_of_the_t_test() -> None:
     # An effect of one standard deviation, one-sided 5 %, power 80 %: n = 8 (Cohen 1988).
     found = Spread(3, 100, 0.0, seeds=100 * 0.02**2, problems=0.0, residual=0.0)
-    assert seeds_needed(found, 0.02) == 8
+    assert found.seeds_needed(0.02) == 8
 
 
 def test_an_arm_far_below_is_settled_as_worse() -> None:
     # Two-sided 5 %, power 80 %, an effect of one standard deviation: n = 10 (Cohen 1988).
     found = Spread(3, 100, -0.03, seeds=100 * 0.03**2, problems=0.0, residual=0.0)
-    assert seeds_needed(found, 0.02) == 10
+    assert found.seeds_needed(0.02) == 10
 
 
 def test_more_seeds_do_not_help_where_problems_vary_too_much() -> None:
     found = Spread(3, 64, 0.0, seeds=0.01, problems=3 * 0.3**2, residual=0.01)
-    assert seeds_needed(found, 0.02) is None
-    assert seeds_needed(Spread(1, 64, 0.0, 0.0, 0.01, 0.0), 0.02) is None
+    assert found.seeds_needed(0.02) is None
+    assert Spread(1, 64, 0.0, 0.0, 0.01, 0.0).seeds_needed(0.02) is None
 
 
 def test_the_seeds_needed_settle_four_of_five_times() -> None:
     sds, problems = (0.015, 0.05, 0.1), 100
     means = [problems * sds[0] ** 2 + sds[2] ** 2, 3 * sds[1] ** 2 + sds[2] ** 2, sds[2] ** 2]
-    needed = seeds_needed(Spread(3, problems, 0.0, *means), 0.02)
+    needed = Spread(3, problems, 0.0, *means).seeds_needed(0.02)
     assert needed is not None and 5 < needed < 20
     settled = [
         estimate(noisy(needed, problems, 0.0, sds, seed), WIDE).interval(0.9).low > -0.02

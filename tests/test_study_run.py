@@ -17,7 +17,7 @@ import pytest
 from helpers import modicum, replace_base
 from modicum import cli
 from modicum.report import page
-from modicum.report.study import families
+from modicum.report.study import read
 from modicum.runs import read_object
 from modicum.study import (
     Allowance,
@@ -369,4 +369,4 @@ def test_every_update_has_a_family() -> None:
 
     for kind, names in KINDS.items():
         assert {UPDATES[name].kind for name in names.split()} == {kind}
-    assert {cls.kind for cls in UPDATES.values()} - {"whole model"} == families.NUMBERS.keys()
+    assert {cls.kind for cls in UPDATES.values()} - {"whole model"} == read.NUMBERS.keys()

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from modicum.study.twolevel import spread
+from modicum.study.estimate import spread
 
 SCRIPTS = Path(__file__).parents[1] / "scripts"
 _spec = importlib.util.spec_from_file_location("simulate", SCRIPTS / "simulate.py")

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from modicum.study import analysis
+from modicum.study.analysis import compare
 from modicum.study.design import Allowance, Study, Tuning
-from modicum.study.inference import compare
 
 Values = dict[str, Any]
 

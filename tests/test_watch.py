@@ -592,8 +592,8 @@ def test_a_report_of_a_run_without_a_result_says_how_far_it_is(
 
 
 def test_of_one_sample_no_number_stands_twice() -> None:
-    from modicum.commands.runs import filled
     from modicum.config import Sampling
+    from modicum.report.words import filled
     from modicum.results import Evaluation
 
     bands = {"1": [0.5, 0.4, 0.6], "4": [0.75, 0.7, 0.8]}

@@ -1,20 +1,23 @@
-"""`modicum difficulty`."""
+"""`modicum difficulty`, `pairs` and `reward-model`: what an untrained model writes, and a reward of it."""
 
 import hashlib
 import json
+import random
 import re
+import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from statistics import fmean
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
+from modicum.answers import STYLES
+from modicum.commands import printed
 from modicum.commands.train import read
 from modicum.config import TrainConfig
 from modicum.limits import Natural, Positive
-from modicum.options import show
 from modicum.report.words import say
-from modicum.runs import Run, make_folder, read_object
+from modicum.rewards.terms import REPORT
+from modicum.runs import Run, check_new, make_folder, read_object
 from modicum.settings import Settings
 from modicum.types import Completion, Problem, UserError
 
@@ -22,6 +25,10 @@ if TYPE_CHECKING:
     from modicum.training.session import Session
 
 OF_A_LEVEL, CHUNK = 64, 32  # problems
+PROBLEMS, FORWARD, WITNESSES = 1024, 16, 2  # pairs of a forward, and for a witness
+RATES = (1e-5, 1e-4)  # of all weights, of a LoRA
+Made = dict[str, Any]  # what `gather` has in its file
+Enter = Callable[[Made, Problem, Any, Sequence[Completion]], None]
 
 
 @dataclass(frozen=True)
@@ -41,14 +48,13 @@ def run(args: list[str]) -> int:
     """Measure, and print the shares of right answers."""
     found, options, config = read("difficulty", args, Options)
     path, made = measure(config, options)
-    ranked = sorted(
-        ((right / of, unit) for unit, (right, of) in made["rates"].items()), reverse=True
-    )
+    rates = ((right / of, unit) for unit, (right, of) in made["rates"].items())
+    ranked = sorted(rates, reverse=True)
     shown = ranked if len(ranked) <= 12 else [*ranked[:3], *ranked[-3:]]
-    text = say("rates", file=path, mean=fmean(r for r, _ in ranked), ranked=ranked, **made)
+    mean = statistics.fmean(rate for rate, _ in ranked)
+    text = say("rates", file=path, mean=mean, ranked=ranked, **made)
     lines = (f"  {rate:6.1%}  {unit}" for rate, unit in shown)
-    show(found.json, {"file": str(path), **made}, "\n".join([text, *lines]))
-    return 0
+    return printed(found.json, {"file": str(path), **made}, "\n".join([text, *lines]))
 
 
 def measure(config: TrainConfig, options: Options) -> tuple[Path, dict[str, Any]]:
@@ -59,10 +65,8 @@ def measure(config: TrainConfig, options: Options) -> tuple[Path, dict[str, Any]
     task = session.task
     size, turns = task.size("train"), turns_of(task)
     if size is None and turns == 1:
-        raise UserError(
-            f"the problems of {task} do not come again; name levels, such as those of"
-            " arithmetic(terms=(2, 3, 4, 5))"
-        )
+        such = "name levels, such as those of arithmetic(terms=(2, 3, 4, 5))"
+        raise UserError(f"the problems of {task} do not come again; {such}")
 
     def enter(made: dict[str, Any], problem: Problem, _: Any, group: Sequence[Completion]) -> None:
         unit = problem.id.rsplit("/", 3)[0] if size is None else problem.id
@@ -84,13 +88,8 @@ def drawer(config: TrainConfig) -> "Session":
 
 
 def gather(
-    session: "Session",
-    purpose: str,
-    count: int,
-    options: Options,
-    fresh: dict[str, Any],
-    enter: Callable[[dict[str, Any], Problem, Any, Sequence[Completion]], None],
-) -> tuple[Path, dict[str, Any]]:
+    session: "Session", purpose: str, count: int, options: Options, fresh: Made, enter: Enter
+) -> tuple[Path, Made]:
     """The file of what was drawn for a `purpose` on the first `count` train problems, and its content.
 
     That begins as `fresh`, and `enter` puts a problem, its prompt and its completions in; what an
@@ -108,7 +107,10 @@ def gather(
     key: dict[str, Any] = {"base": dict(session.identity.hashes), "task": str(session.task)}
     key |= {"problems": tasks.fingerprint(session.task), "sampling": asdict(sampling)}
     key = json.loads(json.dumps(key | {"samples": options.samples, "seed": config.seed}))
-    path = Path(options.file or _name(purpose, config.model, key)).expanduser()
+    digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:8]
+    words = re.sub(r"[^a-z0-9]+", "-", f"{Path(config.model).name} {key['task']}".lower())
+    name = f"{purpose}/{words[:60].strip('-')}-{digest}.json"
+    path = Path(options.file or name).expanduser()
     if path.is_dir():
         raise UserError(f"--file: {path} is a folder; it takes the name of a file")
     begun = {"model": config.model, **key, "done": 0, "tokens": 0, **fresh}
@@ -134,7 +136,107 @@ def gather(
     return path, made
 
 
-def _name(purpose: str, model: str, key: dict[str, Any]) -> str:
-    digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:8]
-    words = re.sub(r"[^a-z0-9]+", "-", f"{Path(model).name} {key['task']}".lower())
-    return f"{purpose}/{words[:60].strip('-')}-{digest}.json"
+@dataclass(frozen=True)
+class FitOptions(Settings):
+    """How to learn from pairs; --prompts-per-step pairs are a step."""
+
+    pairs: str = ""
+    """The file of `modicum pairs`, or rows of `prompt, chosen, rejected`: a file, or a folder."""
+    loss: Literal["pairwise", "pointwise"] = "pairwise"
+    """Which of two is better (Bradley-Terry), or each alone, right or wrong (cross-entropy)."""
+    epochs: Positive = 1
+    """How often every pair is seen."""
+    rank: Natural = 8
+    """Of the LoRA, whose alpha is twice that; 0 trains all weights instead."""
+    targets: str = "q_proj, k_proj, v_proj, o_proj"
+    """Layers that it is in, as PEFT names them; all-linear: all."""
+    shuffle_labels: bool = False
+    """Toss a coin for which answer is the better one: a placebo."""
+
+
+def run_pairs(args: list[str]) -> int:
+    """Draw completions of the untrained model and pair right with wrong ones."""
+    found, options, config = read("pairs", args, Options)
+    if options.samples < 2:
+        needed = "--samples must be at least 2"
+        raise UserError(f"pairs: a pair is two completions of a problem; {needed}")
+
+    from modicum.learned import Preference, paired, split
+
+    session = drawer(config)
+
+    def enter(made: dict[str, Any], problem: Problem, prompt: Any, of: Sequence[Any]) -> None:
+        told = [(c, session.task.grade(problem, c.text)) for c in of]
+        if all(problem.question != question for question, *_ in made["pairs"]):
+            made["pairs"] += paired(problem.question, prompt, told, config.seed)
+
+    count = options.problems or PROBLEMS
+    path, made = gather(session, "pairs", count, options, {"pairs": []}, enter)
+    parts = split([Preference(*pair) for pair in made["pairs"]], config.seed)
+    told: dict[str, Any] = {**made, "pairs": {part: len(of) for part, of in parts.items()}}
+    return printed(found.json, {"file": str(path), **told}, say("pairs", file=path, **told))
+
+
+def run_reward_model(args: list[str]) -> int:
+    """Train a reward model and say what it is worth; 1 if it does not beat its rivals."""
+    found, options, config = read("reward-model", args, FitOptions)
+    report = reward_model(config, options)
+    text = say("reward_model", folder=config.out, **report)
+    return printed(found.json, report, text, int(not report["beats"]))
+
+
+def reward_model(config: TrainConfig, options: FitOptions) -> dict[str, Any]:
+    """Train and write the reward model in `config.out`; its report."""
+    import torch
+
+    from modicum import learned
+    from modicum.engine.reward import classifier
+    from modicum.models.load import load, locate
+    from modicum.tasks.prompts import encode
+
+    if not (options.pairs and config.out):
+        raise UserError("reward-model needs --pairs FILE and --out FOLDER")
+    check_new(folder := Path(config.out), False)
+    if (source := locate(config.model, config.trust, config.base)).adapter:
+        raise UserError(f"{config.model} is an adapter; a reward model needs a whole base")
+    loaded = load(config.model, config.compute.device, "fp32", config.trust)
+    tokenizer, seed, coin = loaded.tokenizer, config.seed, random.Random(config.seed)
+    sampling = replace(config.sampling, examples=0)
+
+    def encoded(where: str, question: str, *answers: str) -> list[Sequence[int]]:
+        ids = tokenizer(answers, add_special_tokens=False, verbose=False)["input_ids"]
+        prompt = encode(Problem(where, question, ""), tokenizer, sampling)
+        return [prompt, *((*of, loaded.end_tokens[0]) for of in ids)]
+
+    found, told = learned.read(options.pairs, encoded)
+    if "base" in told:
+        loaded.identity.require(told["base"], f"{options.pairs} is of", config.model)
+    train, _, tests = learned.split(found, seed).values()
+    if not (train and tests):
+        raise UserError(f"{options.pairs}: {len(found)} pairs are too few to train and test on")
+    seen, style, taught = train[: len(tests)], STYLES.get(config.sampling.style), train
+    if options.shuffle_labels:
+        turned = [p._replace(chosen=p.rejected, rejected=p.chosen) for p in train]
+        taught = [coin.choice(both) for both in zip(train, turned, strict=True)]
+    order = [pair for _ in range(options.epochs) for pair in coin.sample(taught, len(taught))]
+    model = classifier(source.place, loaded.device, torch.float32, num_labels=1)
+    model = learned.adapted(model, options.rank, options.targets, seed)
+    many = told.get("done", 0) * told.get("samples", 0)
+    rate = config.optimizer.learning_rate or RATES[options.rank > 0]
+    sizes = config.batch.prompts_per_step, config.batch.micro_batch // 2 or FORWARD
+    learned.fit(model, order, getattr(learned, options.loss), rate, sizes)
+    with torch.no_grad():
+        both = torch.cat([*learned.scored(model, tests + seen, sizes[1])]).tolist()
+    report = learned.judge(tests, both[: len(tests)], style.format_ok if style else bool, train)
+    report |= {
+        "seen": statistics.fmean(learned.by_problem(seen, both[len(tests) :])),
+        **{"model": config.model, "base": dict(loaded.identity.hashes), "seed": seed},
+        **{"options": asdict(options), "learning_rate": rate},
+        "spent": told and {"completions": many, "tokens": told["tokens"]},
+        "witness": [*zip(tests[:WITNESSES], both, strict=False)],
+    }
+    make_folder(folder)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    Run(folder).write(REPORT, report)
+    return report

@@ -4,17 +4,17 @@ import gc
 import sys
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
-from math import inf
 from pathlib import Path
 from threading import Timer
 from typing import Annotated, Any
 
 import modicum.evaluate as scorecard
 from modicum import cache, draws
+from modicum.commands import parser, printed
 from modicum.commands.train import read
 from modicum.config import TrainConfig, Trust
 from modicum.limits import Limits, within
-from modicum.options import Parser, several, show
+from modicum.options import several
 from modicum.settings import Settings
 from modicum.types import UserError
 
@@ -52,11 +52,11 @@ def run(args: list[str]) -> int:
     if options.pass_rate:
         signal, told = _signal(config, options.pass_rate)
         text, made = f"{text}\n{told}", [plan | signal for plan in made]
-    show(found.json, made if many else made[0], text)
+    code = printed(found.json, made if many else made[0], text)
     if options.require_fit and (odd := [plan for plan in made if plan["fits"] is not True]):
         of = odd[0]
         raise UserError(f"{of['update']} on {of['model']} does not fit {of['machine']['name']}")
-    return 0
+    return code
 
 
 def _made(config: TrainConfig, options: Options, many: bool) -> tuple[str, list[Any]]:
@@ -93,6 +93,8 @@ def _made(config: TrainConfig, options: Options, many: bool) -> tuple[str, list[
 
 def _signal(config: TrainConfig, rate: str) -> tuple[dict[str, Any], str]:
     """What of a step has a signal at a pass rate, or at each problem's of a run: JSON and words."""
+    from modicum.report.words import filled
+
     batch, scores = config.batch, list[float]()
     try:
         mean = float(rate)
@@ -101,19 +103,10 @@ def _signal(config: TrainConfig, rate: str) -> tuple[dict[str, Any], str]:
         mean, scores = base.accuracy, base.scores
     within("--pass-rate", mean, 0, 1)
     choice, shape = draws.parse(batch.groups), (batch.prompts_per_step, batch.group_size)
-    made, lines = dict[str, Any](), list[str]()
-    for name, rates in {"alike": [mean], "each": scores}.items():
-        if rates:
-            found = draws.expected(choice, rates, *shape)
-            made[name] = found._asdict()
-            who = "every problem" if name == "alike" else f"the {len(rates)} problems of {rate}"
-            lines.append(
-                f"signal         {found.share:.0%} of groups, at a pass rate of {mean:.3g} of {who}:"
-                f" {found.rollouts or inf:.4g} rollouts for each; {choice} draws {found.drawn:.3g}"
-                f" groups a step ({found.drawn / shape[0]:.2f} times the sampling) for"
-                f" {found.signals:.3g} with one"
-            )
-    return {"signal": made}, "\n".join(lines)
+    rates = {"alike": [mean]} | ({"each": scores} if scores else {})
+    made = {name: draws.expected(choice, of, *shape)._asdict() for name, of in rates.items()}
+    said = {"mean": mean, "problems": len(scores), "where": rate, "prompts": shape[0]}
+    return {"signal": made}, filled("signal.txt", signal=made, groups=choice, **said)
 
 
 @dataclass(frozen=True)
@@ -130,9 +123,7 @@ class UpdatesOptions:
 
 def run_updates(args: list[str]) -> int:
     """List the updates, or preview what an expression trains."""
-    parser = Parser("updates")
-    parser.add_argument("expression", nargs="?", metavar="UPDATE", help="an update expression")
-    found, options = parser.options(args, UpdatesOptions, "preview")
+    found, options = parser("updates").options(args, UpdatesOptions, "preview")
 
     from modicum import spec, updates
 
@@ -146,12 +137,9 @@ def run_updates(args: list[str]) -> int:
             "\na + b: both   a & b: what both select   method @ a: where a method applies",
             "optimizer @ update: which rule moves what the update trains",
         ]
-        show(found.json, entries, "\n".join(lines))
-        return 0
+        return printed(found.json, entries, "\n".join(lines))
 
     from modicum.updates.preview import preview
 
-    update = updates.parse(found.expression)
-    result = preview(update, options.model, options.trust, options.base)
-    show(found.json, asdict(result), result.text())
-    return 0
+    result = preview(updates.parse(found.expression), options.model, options.trust, options.base)
+    return printed(found.json, asdict(result), result.text())

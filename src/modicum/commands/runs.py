@@ -1,19 +1,17 @@
-"""`modicum runs`, `compare`, `watch`, `evaluate` and `export`: what runs and models come to."""
+"""`modicum runs`, `compare` and `watch`: what runs come to."""
 
 import re
 import sys
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from modicum import runs, status
-from modicum.config import TrainConfig, Trust
-from modicum.face.evaluation import EvaluateConfig, perform, settled, values_of
-from modicum.options import Parser, add_options, given, show
-from modicum.parts import past_bases, past_config
+from modicum.commands import parser, printed
+from modicum.config import TrainConfig
 from modicum.settings import settings
 from modicum.spec import nearest
 from modicum.status import Status
@@ -26,22 +24,12 @@ LEAST = ("memory", "seconds", "date", "model", "task", "update", "steps")
 RESULTS = ("state", "steps", "accuracy", "reward/mean", "seconds", "memory", "date")
 SEARCHED = ("name", "state", "model", "task", "update", "reward", "objective")
 USUAL = {name.rpartition(".")[2]: value for name, _, value in settings(TrainConfig())}
-OPTIONS: tuple[tuple[str, Any, str, str], ...] = (
-    ("--sort", "date", "store", "a column or setting; the greatest comes last (default date)"),
-    ("--where", [], "append", "NAME=VALUE, or a text of its name, task, ...; again for more"),
-    ("--columns", None, "store", "columns and settings with commas between; by default what fits"),
-)
 Row = Mapping[str, Any]  # `Status.values` of a run
 
 
 def run(args: list[str]) -> int:
     """List runs, or show some side by side."""
-    parser = Parser("runs")
-    parser.folder("folders", "where to look; runs/", nargs="*", metavar="FOLDER")
-    for flag, default, action, text in OPTIONS:
-        parser.add_argument(flag, default=default, action=action, metavar="NAME", help=text)
-    parser.add_argument("--cells", action="store_true", help="also the runs within studies")
-    found = parser.read(args)
+    found = parser("runs").read(args)
     roots = [Path(name) for name in found.folders]
     if missing := [root for root in roots if not root.is_dir()]:
         raise UserError(f"there is no folder {missing[0]}")
@@ -52,8 +40,9 @@ def run(args: list[str]) -> int:
     if not side_by_side:
         rows.sort(key=lambda row: _order(_value(row, found.sort)))
     if found.json or not rows:
-        show(found.json, rows, "there are no such runs; modicum train begins one under runs/")
-    elif side_by_side:
+        told = "there are no such runs; modicum train begins one under runs/"
+        return printed(found.json, rows, told)
+    if side_by_side:
         _side_by_side(rows)
     else:
         _list(rows, [name.strip() for name in (found.columns or "").split(",") if name])
@@ -136,29 +125,22 @@ def _side_by_side(rows: Sequence[Row]) -> None:
 
 def run_compare(args: list[str]) -> int:
     """Compare two evaluations of the same problems, problem by problem."""
-    parser = Parser("compare")
-    parser.folder("after", "a folder of `evaluate --out`, or a run folder", metavar="A")
-    parser.folder("before", "what A is compared with; else its base", metavar="B", nargs="?")
-    found = parser.read(args)
+    found = parser("compare").read(args)
 
     from modicum.face import compare
     from modicum.face.evaluation import evaluation_of
+    from modicum.report.words import filled
 
     after = evaluation_of(found.after)
     result = compare(found.after, found.before)
-    other = found.before or f"{found.after} before training"
-    names = {"after": found.after, "before": other}
+    names = {"after": found.after, "before": found.before or f"{found.after} before training"}
     text = filled("compare.txt", **names, evaluation=after, found=result)
-    show(found.json, {**names, **asdict(result)}, text)
-    return 0
+    return printed(found.json, {**names, **asdict(result)}, text)
 
 
 def run_watch(args: list[str]) -> int:
     """Show a run in the terminal until it ends, and write `live.html` in its folder."""
-    parser = Parser("watch")
-    parser.folder("run", "a run folder", metavar="RUN")
-    parser.add_argument("--once", action="store_true", help="show it once, as it stands")
-    found = parser.read(args)
+    found = parser("watch").read(args)
     folder = Path(found.run)
 
     from rich.live import Live
@@ -178,76 +160,4 @@ def run_watch(args: list[str]) -> int:
                 break
             time.sleep(live.SECONDS)
             status = Status(folder)
-    show(found.json, status.values, f"page: {folder / live.PAGE}")
-    return 0
-
-
-def run_evaluate(args: list[str]) -> int:
-    """Evaluate a model or the trained policy of a run."""
-    parser = Parser("evaluate")
-    parser.folder("run", "a run folder; none evaluates --model", nargs="?", metavar="RUN")
-    add_options(parser, EvaluateConfig, "evaluation")
-    found = parser.read(args)
-    place = Path(found.run) if found.run else None
-    options = settled(given(EvaluateConfig, found), place, "options")
-
-    from modicum.display import Display
-
-    with Display() as display:
-        result = perform(options, place, display)
-    name = found.run or options.model
-    text = filled("evaluation.txt", name=name, found=result, sampling=options.sampling)
-    show(found.json, values_of(options, name, result), text)
-    return 0
-
-
-def filled(template: str, **values: Any) -> str:
-    """The text of a template of report/."""
-    from modicum.report.words import environment
-
-    return environment().get_template(template).render(values).rstrip()
-
-
-@dataclass(frozen=True)
-class ExportOptions:
-    """What to write where."""
-
-    model: str = "tiny"
-    """What to export when no RUN is named: `tiny`, a folder, a PEFT adapter, a GGUF file, or a
-    hub id; with a RUN, where its base is now if it has moved."""
-    base: str = ""
-    """Where the base of `model` is, if that is an adapter; empty: where the adapter says."""
-    out: str = ""
-    """The folder to write; needed."""
-    format: Literal["merged", "adapter"] = "merged"
-    """An ordinary model folder, or only the PEFT adapter of a run that has one."""
-    trust: Trust = field(default_factory=Trust)
-
-
-def run_export(args: list[str]) -> int:
-    """Write a run or a base as a folder that plain transformers or peft loads."""
-    parser = Parser("export")
-    parser.folder("run", "a run folder; none exports --model", nargs="?", metavar="RUN")
-    parser.add_argument("--overwrite", action="store_true", help="replace the model in --out")
-    found, options = parser.options(args, ExportOptions, "export")
-    if not options.out:
-        raise UserError("export needs --out FOLDER")
-    if options.format == "adapter" and not found.run:
-        raise UserError("--format adapter needs a RUN that trained an adapter")
-
-    from modicum import export
-
-    out, said = Path(options.out), given(ExportOptions, found)
-    if found.run:
-        run_export, past = Path(found.run), past_config(Path(found.run))
-        config = past_bases(run_export, past, said.get("model", ""), said.get("base", ""))
-        config = replace(config, trust=replace(past.trust, **said.get("trust", {})))
-        difference = export.export_run(run_export, out, options.format, found.overwrite, config)
-    else:
-        base, trust = options.base, options.trust
-        difference = export.export_base(options.model, out, found.overwrite, trust, base)
-    files = sorted(p.name for p in out.iterdir())
-    result = {"out": str(out), "files": files, "largest_logit_difference": difference}
-    text = f"wrote {out} ({', '.join(files)})\nloaded again: logits differ by at most"
-    show(found.json, result, f"{text} {difference:.2g}")
-    return 0
+    return printed(found.json, status.values, f"page: {folder / live.PAGE}")

@@ -4,11 +4,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from modicum.commands.train import add_sources, settings
+from modicum.commands import parser, printed
+from modicum.commands.train import settings
 from modicum.config import TrainConfig, from_mapping
-from modicum.options import Parser, add_options, given, show
+from modicum.face.training import report
+from modicum.options import add_options, given
+from modicum.report import page, read, tables
+from modicum.report.words import filled
 from modicum.runs import read_object
+from modicum.status import STUDY, Status
+from modicum.study import ranking
+from modicum.study.analysis import differences
 from modicum.study.launch import StudyObserver
+from modicum.study.run import analyse_study, run_study, study_cost, study_status
 from modicum.study.scan import Scan, run_scan
 from modicum.types import UserError
 
@@ -40,39 +48,25 @@ class Printed(StudyObserver):
 
 def run(args: list[str]) -> int:
     """Do what the first word says with the study that the second names."""
-    parser = Parser("study")
-    parser.add_argument("action", nargs="?", metavar="|".join(ACTIONS), help="what to do")
-    parser.add_argument("file", nargs="?", metavar="FILE", help="study.toml, or the folder")
-    parser.add_argument("other", nargs="?", metavar="FOLDER", help="the second folder of same")
-    found, options = parser.options(args, Options, "study")
+    found, options = parser("study").options(args, Options, "study")
     if found.action not in ACTIONS:
         raise UserError(f"study takes one of {', '.join(ACTIONS)} first, not {found.action!r}")
     if not found.file:
         raise UserError(f"study {found.action} needs a study.toml")
     if found.action == "same":
-        from modicum.study.analysis import differences
-
         if not found.other:
             raise UserError("study same needs two folders")
         lines = differences(Path(found.file), Path(found.other))
-        text = "\n".join(
-            [*lines[:20], f"{len(lines)} numbers differ" if lines else "the same numbers"]
-        )
-        show(found.json, {"same": not lines, "differences": lines}, text)
-        return 1 if lines else 0
+        told = f"{len(lines)} numbers differ" if lines else "the same numbers"
+        values = {"same": not lines, "differences": lines}
+        return printed(found.json, values, "\n".join([*lines[:20], told]), int(bool(lines)))
     if found.other:
         raise UserError(f"study {found.action} takes one study, not also {found.other!r}")
-
-    from modicum.study.run import analyse_study, run_study, study_cost, study_status
 
     how: dict[str, Any] = {**vars(options), "observer": Printed()}
     if found.action == "status":
         values = study_status(found.file, options.out)
-        text = "\n".join(
-            f"{name}: {row['tuned']} of {row['tries']} tries, {row['done']} of {row['seeds']} seeds"
-            + "".join(f"  failed: {why}" for why in row["failed"])
-            for name, row in values["arms"].items()
-        )
+        text = filled("status.txt", **values)
     elif found.action == "cost":
         cost = study_cost(found.file, **how)
         values, text = vars(cost), f"cost: {cost.text()}"
@@ -80,8 +74,7 @@ def run(args: list[str]) -> int:
         outcome = (run_study if found.action == "run" else analyse_study)(found.file, **how)
         values = read_object(outcome.folder / "analysis.json")
         text = f"{outcome.analysis.conclusion}\nreport: {outcome.report}"
-    show(found.json, values, text)
-    return 0
+    return printed(found.json, values, text)
 
 
 @dataclass(frozen=True)
@@ -98,14 +91,10 @@ class ScanOptions:
 
 def run_units(args: list[str]) -> int:
     """Train every unit alone, rank them and name the update that the best ones make."""
-    parser = Parser("scan")
-    add_sources(parser)
-    told = "learning rates that every unit is tried with"
-    parser.add_argument("--rates", nargs="+", metavar="X", type=float, default=[], help=told)
-    parser.add_argument("--overwrite", action="store_true", help="replace the scan in --out")
+    made = parser("scan")
     for cls, title in ((Scan, "scan"), (ScanOptions, "runs"), (TrainConfig, "run")):
-        add_options(parser, cls, title)
-    found = parser.read(args)
+        add_options(made, cls, title)
+    found = made.read(args)
     scan = from_mapping(Scan, given(Scan, found), "options")
     options = from_mapping(ScanOptions, given(ScanOptions, found), "options")
     said = given(TrainConfig, found)
@@ -118,14 +107,11 @@ def run_units(args: list[str]) -> int:
     how: dict[str, Any] = {**vars(options), "split": split, "overwrite": found.overwrite}
     result = run_scan(scan, config, out, found.rates, **how, observer=Printed())
     if not found.json:
-        from modicum.study import ranking
-
         ranking.show(result)
     lines = [f"note: {text}" for text in result["notes"]]
     lines.append(f"best {len(result['best_units'])}: {result['best']}")
     lines.append(f"files: {out}/scan.json, scan.png, scan.svg")
-    show(found.json, result, "\n".join(lines))
-    return 0
+    return printed(found.json, result, "\n".join(lines))
 
 
 @dataclass(frozen=True)
@@ -140,20 +126,12 @@ class ReportOptions:
 
 def run_report(args: list[str]) -> int:
     """Write the report of runs or of a study: HTML, Markdown, figures; print the runs' table."""
-    parser = Parser("report")
-    parser.folder("runs", "run folders, or one of a study", nargs="*", metavar="RUN")
-    found, options = parser.options(args, ReportOptions, "report")
+    found, options = parser("report").options(args, ReportOptions, "report")
     folders = [Path(name) for name in found.runs]
-
-    from modicum.face.training import report
-    from modicum.report import page, read, tables
-    from modicum.status import STUDY, Status
 
     report(*folders, out=options.out, title=options.title)
     study = (folders[0] / STUDY).is_file()
-    paths = dict(
-        zip(("report", "markdown", "figures"), page.places(folders, options.out), strict=True)
-    )
+    paths = page.places(folders, options.out)._asdict()
     values: dict[str, Any] = {name: str(path) for name, path in paths.items()}
     if not study and not found.json:
         records = [read.load(folder) for folder in folders]
@@ -165,5 +143,5 @@ def run_report(args: list[str]) -> int:
     elif not study:
         done = (read_object(folder / "result.json", optional=True) for folder in folders)
         values["results"] = list(filter(None, done))
-    show(found.json, values, "\n".join(f"{name + ':':<10}{path}" for name, path in paths.items()))
-    return 0
+    lines = (f"{name + ':':<10}{path}" for name, path in paths.items())
+    return printed(found.json, values, "\n".join(lines))

@@ -12,13 +12,14 @@ from io import BytesIO
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+from modicum.commands import parser, printed
 from modicum.config import Sampling, Trust
 from modicum.limits import Limits, Natural, Positive, Share
-from modicum.options import Parser, show
 from modicum.settings import Settings
 from modicum.types import SPLITS, Problem, Split, UserError
 
 CHECKED = 200  # problems of each split that are looked at
+SHOWN = ("id", "question", "answer", "difficulty")
 
 
 @dataclass(frozen=True)
@@ -39,15 +40,10 @@ class Options(Settings):
 
 def run(args: list[str]) -> int:
     """List the tasks, or show or check problems of one."""
-    parser = Parser("tasks")
-    parser.add_argument("expression", nargs="?", metavar="TASK", help="a task expression")
-    told = "look at up to 200 problems of each split: is the gold answer graded as right,"
-    told += " is a problem in two splits? Exit code 1 when something is wrong"
-    parser.add_argument("--check", action="store_true", help=told)
-    found, options = parser.options(args, Options, "problems")
+    found, options = parser("tasks").options(args, Options, "problems")
 
     from modicum import spec, tasks
-    from modicum.report.words import environment
+    from modicum.report.words import filled
     from modicum.tasks.examples import draw, without
     from modicum.tasks.loading import accepted
     from modicum.tasks.prompts import encode, prompt_text
@@ -57,15 +53,14 @@ def run(args: list[str]) -> int:
             raise UserError("--check needs a task")
         entries = [spec.describe(cls) for cls in tasks.TASKS.values()]
         lines = [f"{entry['signature']}\n    {entry['summary']}" for entry in entries]
-        show(found.json, entries, "\n".join(lines))
-        return 0
+        return printed(found.json, entries, "\n".join(lines))
     task = tasks.parse(found.expression)
     notes = [f"note: {note}" for note in tasks.notes(task)]
     if found.check:
         values = _check(task) | _too_long(task, options)
-        lines = environment().get_template("checked.txt").render(values).rstrip()
-        show(found.json, values, "\n".join([str(task), lines, *notes]))
-        return int(any((values["long"], *values["wrong"].values(), *values["shared"].values())))
+        text = "\n".join([str(task), filled("checked.txt", **values), *notes])
+        wrong = values["long"], *values["wrong"].values(), *values["shared"].values()
+        return printed(found.json, values, text, int(any(wrong)))
     examples = draw(task, options.sampling)
     task = without(task, examples)
     size = task.size(options.split)
@@ -77,8 +72,7 @@ def run(args: list[str]) -> int:
 
         form = read_tokenizer(options.model, options.trust), options.sampling, examples
     for problem in _first(task, options.split, options.seed, options.count):
-        keys = ("id", "question", "answer", "difficulty")
-        value = {key: getattr(problem, key) for key in keys}
+        value = {key: getattr(problem, key) for key in SHOWN}
         text, answer = problem.question, f"  answer: {' or '.join(accepted(problem))}"
         if form is not None:
             text, count = prompt_text(text, *form), len(encode(problem, *form))
@@ -86,8 +80,7 @@ def run(args: list[str]) -> int:
             answer += f"\n  prompt: {count} tokens"
         values.append(value)
         lines.append(f"\n{text}\n{answer}")
-    show(found.json, values, "\n".join(lines))
-    return 0
+    return printed(found.json, values, "\n".join(lines))
 
 
 def _check(task: Any) -> dict[str, Any]:
@@ -125,8 +118,7 @@ def _too_long(task: Any, options: Options) -> dict[str, Any]:
         return {"long": {}, "prompts": ""}
     config, tokenizer = read_config(options.model), read_tokenizer(options.model, options.trust)
     some = whole(task, *SPLITS) or _first(task, "train", 0, CHECKED)
-    examples = draw(task, options.sampling)
-    long, text = Sizes(tokenizer, options.sampling, examples, config).look(some)
+    long, text = Sizes(tokenizer, options.sampling, draw(task, options.sampling), config).look(some)
     return {"long": long, "prompts": text}
 
 
@@ -150,9 +142,7 @@ class AuditRewardOptions(Settings):
 
 def run_audit_reward(args: list[str]) -> int:
     """Print what degenerate answers earn; 1 if one is flagged and --strict is given."""
-    parser = Parser("audit-reward")
-    parser.add_argument("--strict", action="store_true", help="exit code 1 if one is flagged")
-    found, options = parser.options(args, AuditRewardOptions, "audit")
+    found, options = parser("audit-reward").options(args, AuditRewardOptions, "audit")
 
     from modicum import rewards, tasks
     from modicum.answers import STYLES
@@ -165,12 +155,10 @@ def run_audit_reward(args: list[str]) -> int:
     flagged = [finding for finding in findings if finding.why]
     head = {"task": str(task), "reward": str(reward), "style": options.style}
     values = {**head, "problems": len(problems), "answers": [vars(f) for f in findings]}
-    text = (
-        f"{reward} on {task}, style {options.style}: means over {len(problems)} problems\n\n"
-        f"{table(findings)}\n\n{len(flagged)} of {len(findings) - 1} degenerate answers are flagged"
-    )
-    show(found.json, values, text)
-    return int(bool(flagged) and found.strict)
+    said = f"{reward} on {task}, style {options.style}: means over {len(problems)} problems"
+    told = f"{len(flagged)} of {len(findings) - 1} degenerate answers are flagged"
+    text = "\n\n".join([said, table(findings), told])
+    return printed(found.json, values, text, int(bool(flagged) and found.strict))
 
 
 @dataclass(frozen=True)
@@ -185,10 +173,7 @@ class GradeOptions(Settings):
 
 def run_grade(args: list[str]) -> int:
     """Grade the lines of a file or of standard input."""
-    parser = Parser("grade")
-    told = "JSON lines; none or - is stdin"
-    parser.add_argument("file", nargs="?", default="-", metavar="FILE", help=told)
-    found, options = parser.options(args, GradeOptions, "grading")
+    found, options = parser("grade").options(args, GradeOptions, "grading")
 
     from modicum.answers import grade_lines
 

@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+from modicum.commands import parser, printed
 from modicum.config import TrainConfig, from_mapping, read_toml
 from modicum.limits import Natural
-from modicum.options import Parser, add_options, given, merge, several, show
+from modicum.options import add_options, given, merge, several, show
 from modicum.settings import Settings
 from modicum.types import UserError
 
@@ -19,14 +20,9 @@ S = TypeVar("S", bound=Settings)
 
 def run(args: list[str]) -> int:
     """Train as the TOML file and the options say; `NOTHING_TRAINED` if that trained nothing."""
-    parser = Parser("train")
-    add_sources(parser)
-    modes = parser.add_mutually_exclusive_group()
-    modes.add_argument("--dry-run", action="store_true", help="modicum doctor instead of a run")
-    modes.add_argument("--resume", action="store_true", help="go on with the run in --out")
-    modes.add_argument("--overwrite", action="store_true", help="replace the run in --out")
-    add_options(parser, TrainConfig)
-    found = parser.read(args)
+    made = parser("train")
+    add_options(made, TrainConfig)
+    found = made.read(args)
     config = settings(found, {})
     if found.dry_run:
         return tell(config, found.json)
@@ -58,14 +54,6 @@ def run(args: list[str]) -> int:
     return code
 
 
-def add_sources(parser: Parser) -> None:
-    """The options that `settings` starts from."""
-    sources, after = parser.add_mutually_exclusive_group(), "; options override"
-    sources.add_argument("--config", metavar="FILE", help=f"TOML file with settings{after}")
-    text = f"settings of a recipe (modicum recipes){after}"
-    sources.add_argument("--recipe", metavar="NAME", help=text)
-
-
 def settings(found: argparse.Namespace, below: dict[str, Any]) -> TrainConfig:
     """The settings of --config or --recipe, under the options and over `below`."""
     tables = read_toml(Path(found.config)) if found.config else {}
@@ -80,9 +68,7 @@ def settings(found: argparse.Namespace, below: dict[str, Any]) -> TrainConfig:
 
 def read(name: str, args: list[str], cls: type[S]) -> tuple[Any, S, TrainConfig]:
     """The arguments of a command that takes a `cls` and the options of `modicum train`."""
-    parser = Parser(name)
-    add_sources(parser)
-    found, options = parser.options(args, cls, name, TrainConfig)
+    found, options = parser(name).options(args, cls, name, TrainConfig)
     return found, options, settings(found, {})
 
 
@@ -108,17 +94,14 @@ def tell(config: TrainConfig, as_json: bool, options: DoctorOptions | None = Non
 
     options = options or DoctorOptions()
     seen = doctor.examine(config, options.problems)
-    show(as_json, seen, doctor.text(seen, options.show))
-    return int(not seen["learns"])
+    return printed(as_json, seen, doctor.text(seen, options.show), int(not seen["learns"]))
 
 
 def run_probe(args: list[str]) -> int:
     """Print rates, gains and costs of some updates."""
-    parser = Parser("probe")
-    add_sources(parser)
-    parser.add_argument("--updates", metavar="TEXT", help="separated by ';' (default: a choice)")
-    add_options(parser, TrainConfig)
-    found = parser.read(args)
+    made = parser("probe")
+    add_options(made, TrainConfig)
+    found = made.read(args)
     config = settings(found, {})
 
     from modicum import updates as known
@@ -133,32 +116,27 @@ def run_probe(args: list[str]) -> int:
         raise UserError(f"--updates {found.updates!r} names no update")
     for update in said:
         known.parse(update)
-    made = probe.probe(config, said or probe.usual(config), console().print)
-    show(found.json, made.to_json(), made.text())
-    return 0
+    probed = probe.probe(config, said or probe.usual(config), console().print)
+    return printed(found.json, probed.to_json(), probed.text())
 
 
 def run_recipes(args: list[str]) -> int:
     """List the recipes, or show one as TOML with its description as comments."""
-    parser = Parser("recipes")
-    parser.add_argument("name", nargs="?", metavar="RECIPE", help="the recipe to show")
-    found = parser.read(args)
+    found = parser("recipes").read(args)
 
     from modicum.config import to_toml
     from modicum.recipes import RECIPES, about, named
 
     configs = {name: named(name) for name in ([found.name] if found.name else RECIPES)}
     texts = {name: about(name) for name in configs}
-    entries = [
-        {"name": n, "about": texts[n], "config": dataclasses.asdict(c)} for n, c in configs.items()
-    ]
+    tables = {name: dataclasses.asdict(config) for name, config in configs.items()}
+    entries = [{"name": n, "about": texts[n], "config": of} for n, of in tables.items()]
     if found.name:
         head = "".join(f"# {line}".rstrip() + "\n" for line in texts[found.name].splitlines())
         text = f"{head}\n{to_toml(configs[found.name])}".rstrip("\n")
     else:
         text = "\n".join(f"{name:<12} {text.splitlines()[0]}" for name, text in texts.items())
-    show(found.json, entries, text)
-    return 0
+    return printed(found.json, entries, text)
 
 
 SCORES = ("accuracy", "low", "high", "greedy")
@@ -181,8 +159,7 @@ class DemoOptions:
 
 def run_demo(args: list[str]) -> int:
     """Train the tiny base with several updates on the same problems and compare them."""
-    parser = Parser("demo")
-    found, options = parser.options(args, DemoOptions, "demo")
+    found, options = parser("demo").options(args, DemoOptions, "demo")
     if not (wanted := several(options.updates)):
         raise UserError("demo needs at least one update, such as --updates 'full; last(1)'")
 
@@ -199,34 +176,22 @@ def run_demo(args: list[str]) -> int:
     out = Path(options.out)
     make_folder(out)
     base: Evaluation | None = None
-    folders: list[Path] = []
     summary: list[dict[str, Any]] = []
+    folders = [out / f"{slug(text)}-seed{options.seed}" for text in wanted]
     with disk.held(out):
-        for text in wanted:
-            folder = out / f"{slug(text)}-seed{options.seed}"
-            folders.append(folder)
-            config = TrainConfig(
-                update=text, seed=options.seed, steps=options.steps, out=str(folder)
-            )
+        for text, folder in zip(wanted, folders, strict=True):
+            how = {"seed": options.seed, "steps": options.steps}
+            config = TrainConfig(update=text, out=str(folder), **how)
             with Display() as display:
                 result = train(config, display, overwrite=True, base=base)
             base = base or Evaluation.from_json(result["base"])
-            summary.append(demo_row(result))
+            row = {name: result[name] for name in ("update", "seed")}
+            row |= {f"base_{name}": result["base"][name] for name in SCORES}
+            row |= {name: result["trained"][name] for name in (*SCORES, "num_problems")}
+            summary.append(row | {name: result[name] for name in COSTS})
             Run(out).write_text("summary.json", json.dumps(summary, indent=2) + "\n")
     report = page.write(folders, out / "report.html", "modicum demo")
     if not found.json:
         tables.show(tables.results([read.load(folder) for folder in folders]))
     text = f"summary: {out / 'summary.json'}\nreport:  {report}"
-    show(found.json, {"summary": summary, "report": str(report)}, text)
-    return 0
-
-
-def demo_row(result: dict[str, Any]) -> dict[str, Any]:
-    """One run's line of `summary.json`."""
-    base, trained = result["base"], result["trained"]
-    return {
-        **{name: result[name] for name in ("update", "seed")},
-        **{f"base_{name}": base[name] for name in SCORES},
-        **{name: trained[name] for name in (*SCORES, "num_problems")},
-        **{name: result[name] for name in COSTS},
-    }
+    return printed(found.json, {"summary": summary, "report": str(report)}, text)

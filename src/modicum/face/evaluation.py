@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 ONLY_TRAINING = ("trunk_bytes", "checkpointing", "agreement_every", "quantise")
 OF_RUN = ("task", "model", "base", "sampling", "compute", "trust")
+Source = str | Path | TrainResult | Evaluation  # a run, a folder of `evaluate(out=...)`, ...
 
 
 @dataclass(frozen=True)
@@ -86,9 +87,8 @@ def evaluate(
 
 def settled(given: dict[str, Any], run: Path | None, where: str) -> EvaluateConfig:
     """The settings; those of a run are below those given."""
-    for name in ONLY_TRAINING:
-        if name in given.get("compute", {}):
-            raise UserError(f"{where}: {name} is for training; an evaluation does not read it")
+    if odd := [name for name in ONLY_TRAINING if name in given.get("compute", {})]:
+        raise UserError(f"{where}: {odd[0]} is for training; an evaluation does not read it")
     past = asdict(past_config(run)) if run else {}
     below = {name: past[name] for name in OF_RUN if run}
     return from_mapping(EvaluateConfig, merge(below, given), where)
@@ -177,10 +177,7 @@ def _folder(out: str) -> Run:
     return run
 
 
-def compare(
-    after: str | Path | TrainResult | Evaluation,
-    before: str | Path | TrainResult | Evaluation | None = None,
-) -> Comparison:
+def compare(after: Source, before: Source | None = None) -> Comparison:
     """The paired difference `after` - `before`, problem by problem, with intervals.
 
     Each is a run, a folder of `evaluate(out=...)`, or an evaluation. A run without `before`
@@ -190,10 +187,6 @@ def compare(
     return scorecard.compare(evaluation_of(after), was)
 
 
-def evaluation_of(
-    source: str | Path | TrainResult | Evaluation, name: str = "trained"
-) -> Evaluation:
+def evaluation_of(source: Source, name: str = "trained") -> Evaluation:
     """The evaluation that is kept in a folder; of a run the one with this name."""
-    if isinstance(source, Evaluation):
-        return source
-    return scorecard.read(folder_of(source), name)
+    return source if isinstance(source, Evaluation) else scorecard.read(folder_of(source), name)

@@ -1,7 +1,6 @@
 """`modicum.train`, objects and flat settings to a run, and what came of it: result, report."""
 
 import dataclasses
-import html
 import re
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
@@ -24,8 +23,8 @@ if TYPE_CHECKING:
 else:
     Observer = Any  # what `typing.get_type_hints` finds, without torch
 
+# What an object of a kind must have.
 NEEDED = {"update": "apply", "objective": "token_loss", "curriculum": "begin"}
-"""What an object of a kind must have."""
 NAMES = ("update", "model", "task", "reward")
 OPTION = re.compile(r"(?<![\w-])--([a-z-]+)")
 SWITCH = re.compile(r"(?<![\w-])--(overwrite|resume)(?![a-z-])")
@@ -49,10 +48,8 @@ class TrainResult:
 
     folder: Path
     values: dict[str, Any] = field(hash=False)
-    parts: RunParts | None = field(default=None, compare=False)
-    """The objects that it was begun with, in this process."""
-    base: str = field(default="", compare=False)
-    """Where its base is now; empty: where the run says."""
+    parts: RunParts | None = field(default=None, compare=False)  # objects that it was begun with
+    base: str = field(default="", compare=False)  # where its base is now; empty: as the run says
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "folder", self.folder.absolute())
@@ -75,8 +72,7 @@ class TrainResult:
     @property
     def metrics(self) -> list[dict[str, float]]:
         """A dict for every step (docs/metrics.md); `pandas.DataFrame(result.metrics)`."""
-        path = runs.open_run(self.folder).folder / "metrics.jsonl"
-        return runs.read_lines(path) if path.exists() else []
+        return runs.read_lines(runs.open_run(self.folder).folder / "metrics.jsonl", optional=True)
 
     def report(self, out: str | Path = "", title: str = "") -> Path:
         """Write the run's page, with Markdown and figures beside it; returns the page."""
@@ -117,12 +113,9 @@ class TrainResult:
         return "\n".join(f"{name:<12}  {text}" for name, text in self._rows())
 
     def _repr_html_(self) -> str:
-        cells = "".join(
-            f"<tr><th style='text-align:left'>{html.escape(name)}</th>"
-            f"<td style='text-align:left'>{html.escape(text)}</td></tr>"
-            for name, text in self._rows()
-        )
-        return f"<table>{cells}</table>"
+        from modicum.report.words import filled
+
+        return filled("result.html", rows=self._rows())
 
 
 def load(folder: str | Path, base: str | Path = "") -> TrainResult:
@@ -136,9 +129,8 @@ def load(folder: str | Path, base: str | Path = "") -> TrainResult:
     values = runs.read_object(path) if path.exists() else {}
     if path.exists():
         fill(RunResult, values, str(path))
-        for name in NAMES + COUNTS:
-            if values.get(name) is None:
-                raise UserError(f"{path}: {name!r} is missing")
+        if missing := [name for name in NAMES + COUNTS if values.get(name) is None]:
+            raise UserError(f"{path}: {missing[0]!r} is missing")
     return TrainResult(place, values, base=str(base))
 
 
@@ -150,8 +142,7 @@ def report(*runs: str | Path | TrainResult, out: str | Path = "", title: str = "
     """
     from modicum.report import page
 
-    place = out and Path(out).expanduser()
-    return page.write([folder_of(run) for run in runs], place, title)
+    return page.write([folder_of(run) for run in runs], out and Path(out).expanduser(), title)
 
 
 def folder_of(run: str | Path | TrainResult) -> Path:
@@ -197,8 +188,13 @@ def train(
     made = {kind: _part(kind, value) for kind, value in given.items() if value is not None}
     texts = {kind: expression(kind, part) for kind, part in made.items()}
     parts = RunParts(**{kind: part for kind, part in made.items() if is_given(texts[kind])})
-    whole = _config(config, {**settings, **texts}, resume)
+    said = tables(TrainConfig, {**settings, **texts}, "train")
+    below = {} if config is None else dataclasses.asdict(config)
+    whole = from_mapping(TrainConfig, merge(below, said), "train")
     folder = run_folder(whole)
+    if resume and config is None and (folder / "config.toml").is_file():
+        past = {**read_toml(folder / "config.toml"), "out": str(folder)}
+        whole = from_mapping(TrainConfig, merge(past, said), "train")
 
     from modicum.display import Display
     from modicum.training.loop import train as run
@@ -220,15 +216,3 @@ def _part(kind: str, value: Any) -> Any:
         what = "an expression or an object of this kind"
         raise UserError(f"{kind}: must be {what}, not {value!r:.60}")
     return value
-
-
-def _config(base: TrainConfig | None, values: dict[str, Any], resume: bool) -> TrainConfig:
-    """The settings over those of `base`, or of the run that is gone on with."""
-    given = tables(TrainConfig, values, "train")
-    below = {} if base is None else dataclasses.asdict(base)
-    asked = from_mapping(TrainConfig, merge(below, given), "train")
-    folder = run_folder(asked)
-    if not (resume and base is None and (folder / "config.toml").is_file()):
-        return asked
-    past = {**read_toml(folder / "config.toml"), "out": str(folder)}
-    return from_mapping(TrainConfig, merge(past, given), "train")

@@ -47,6 +47,10 @@ class Machine:
 
 KNOWN = tomllib.loads(Path(__file__).with_name("known.toml").read_text(encoding="utf-8"))
 GPUS: dict[str, list[float]] = KNOWN["gpus"]
+RATES = {
+    gpu: DeviceRates(bf16 * 1e12, fp32 * 1e12, bandwidth * 1e9, f"data sheet of {gpu}")
+    for gpu, (_, bf16, fp32, bandwidth) in GPUS.items()
+}
 NUMBER = r"(\d+(?:\.\d+)?)"
 OWN = re.compile(rf"{NUMBER}\s*gi?b(?:[\s,]+{NUMBER}\s*tflops?(?:/s)?)?(?:[\s,]+{NUMBER}\s*gb/s)?")
 SIZE = re.compile(r"-\d+gb$")
@@ -66,7 +70,7 @@ def parse(text: str, device: str = "auto", dtype: str = "fp32") -> Machine:
     size = OWN.fullmatch(name)
     if size and count and (memory := float(size[1])):
         same = [gpu for gpu, (gib, *_) in GPUS.items() if gib == memory]
-        rates = _rates(min(same, key=lambda gpu: GPUS[gpu][1], default=None))
+        rates = RATES.get(min(same, key=lambda gpu: GPUS[gpu][1], default=""))
         if size[2]:
             flops = float(size[2]) * 1e12
             bandwidth = float(size[3]) * 1e9 if size[3] else rates.bandwidth if rates else 300e9
@@ -77,11 +81,9 @@ def parse(text: str, device: str = "auto", dtype: str = "fp32") -> Machine:
     if alike and count:
         gpu = min(alike, key=lambda gpu: GPUS[gpu][0])
         has_bf16 = gpu not in KNOWN["no_bf16"]["cards"]
-        return Machine(gpu, "cuda", round(GPUS[gpu][0] * GIB), _rates(gpu), count, has_bf16)
-    raise UserError(
-        f"hardware {text!r} is not known; {nearest(name, GPUS)}, or its memory and rates"
-        " ('24GB 100TFLOPS 600GB/s', 2x48GB), or this"
-    )
+        return Machine(gpu, "cuda", round(GPUS[gpu][0] * GIB), RATES[gpu], count, has_bf16)
+    other = "its memory and rates ('24GB 100TFLOPS 600GB/s', 2x48GB), or this"
+    raise UserError(f"hardware {text!r} is not known; {nearest(name, GPUS)}, or {other}")
 
 
 def _forms(gpu: str) -> set[str]:
@@ -92,13 +94,6 @@ def _forms(gpu: str) -> set[str]:
 
 def _plain(name: str) -> str:
     return re.sub(r"nvidia|geforce|tesla|quadro|generation|gpu|[^a-z0-9]", "", name.lower())
-
-
-def _rates(gpu: str | None) -> DeviceRates | None:
-    if gpu is None:
-        return None
-    _, bf16, fp32, bandwidth = GPUS[gpu]
-    return DeviceRates(bf16 * 1e12, fp32 * 1e12, bandwidth * 1e9, f"data sheet of {gpu}")
 
 
 def this(device: str = "auto", dtype: str = "fp32") -> Machine:
@@ -113,10 +108,9 @@ def this(device: str = "auto", dtype: str = "fp32") -> Machine:
         return Machine("this machine's CPU", "cpu", free_memory(where), rates)
     name = torch.cuda.get_device_name(where)
     inside = [gpu for gpu in GPUS if _plain(SIZE.sub("", gpu)) in _plain(name)]
-    known = max(inside, key=len, default=None)
+    rates = RATES.get(max(inside, key=len, default=""))
     has_bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
-    free, count = free_memory(where), torch.cuda.device_count()
-    return Machine(name, "cuda", free, _rates(known), count, has_bf16)
+    return Machine(name, "cuda", free_memory(where), rates, torch.cuda.device_count(), has_bf16)
 
 
 def free_memory(device: torch.device) -> int | None:

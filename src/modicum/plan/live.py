@@ -172,8 +172,7 @@ class Live(TorchDispatchMode):
                     self.events.append(Event(number, -left.pop(number), phase, place, growing))
             elif (number := numbers.get(old, -1)) in left:
                 self.events.append(Event(number, -left.pop(number), phase, place, growing))
-        for number, size in left.items():
-            self.events.append(Event(number, -size, self._phase, self.place))
+        self.events += [Event(n, -size, self._phase, self.place) for n, size in left.items()]
 
     def _add(self, tensor: Tensor, key: int) -> None:
         storage, number = tensor.untyped_storage(), len(self.categories)

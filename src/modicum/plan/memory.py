@@ -6,7 +6,7 @@ are planned, and the larger plan counts. What is no tensor: `libraries`, and `al
 holes of glibc's heap (`heap`) in the phases that it grows in, on a GPU an assumed share.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Self
 
@@ -78,14 +78,14 @@ class Memory:
 class Subject:
     """What is planned for, whatever its sizes: the model without memory, under the update."""
 
-    config: Any
-    """The model's, of Hugging Face."""
+    config: Any  # the model's, of Hugging Face
     prepared: Prepared
     objective: Any
     critic: Prepared | None = None  # the model of a critic that has one of its own
     judge: rewards.Learned | None = None  # a learned reward
     pieces: int = 1  # in which masters and optimizer state lie, one a process
     known: dict[Any, Memory] = field(default_factory=dict)  # what was estimated
+    parts: RunParts = field(default_factory=RunParts)  # objects in the place of expressions
 
     @classmethod
     def of(cls, config: TrainConfig, parts: RunParts | None = None) -> Self:
@@ -101,12 +101,18 @@ class Subject:
         judge = next((term for term in terms if isinstance(term, rewards.Learned)), None)
         if judge:
             judge.require(Problem("", "", ""))
-        return cls(found, prepare(config, found, parts.update), goal, critic, judge)
+        return cls(found, prepare(config, found, parts.update), goal, critic, judge, parts=parts)
 
     @property
     def reference_bytes(self) -> int:
         """Of the first values of what trains, which a KL and a learned reward read."""
         return self.prepared.reference_bytes(self.objective.needs_reference or bool(self.judge))
+
+    @property
+    def weight_bytes(self) -> int:
+        """Of all parameters and buffers of the model."""
+        model = self.prepared.model
+        return num_bytes([*model.parameters(), *model.buffers()])
 
     @property
     def layers(self) -> int:
@@ -128,26 +134,21 @@ def estimate(
     subject = subject or Subject.of(config)
     asked = (config, lengths, device, exact and device == "cpu")
     if asked not in subject.known:
-        plans = []
-        for names in chosen_sets(subject.prepared):
-            subject.prepared.activate(names)
-            plans.append(_of_set(subject, config, lengths, device, exact))
+        sets = planned_sets(subject.prepared)
+        plans = [_of_set(subject, config, lengths, device, exact) for _ in sets]
         subject.known[asked] = max(plans, key=lambda memory: memory.peak.total)
     return subject.known[asked]
 
 
 def floor(subject: Subject, config: TrainConfig, device: str) -> int:
     """Bytes below which no batch brings a run: weights, reference, and what the optimizer keeps."""
-    prepared, model, least = subject.prepared, subject.prepared.model, []
-    for names in chosen_sets(prepared):
-        prepared.activate(names)
-        least.append(sum(_held(prepared, config, device, subject.pieces).optimizer))
-    weights = num_bytes([*model.parameters(), *model.buffers()])
-    return weights + subject.reference_bytes + max(least)
+    prepared = subject.prepared
+    least = max(sum(_held(subject, config, device).optimizer) for _ in planned_sets(prepared))
+    return subject.weight_bytes + subject.reference_bytes + least
 
 
-def chosen_sets(prepared: Prepared) -> list[frozenset[str]]:
-    """The sets to plan for: the largest that may train at a time, and the lowest."""
+def planned_sets(prepared: Prepared) -> Iterator[frozenset[str]]:
+    """The sets to plan for, made active: the largest that may train at a time, and the lowest."""
     schedule, trainable = prepared.schedule, prepared.trainable
     layers: int = prepared.model.config.num_hidden_layers  # type: ignore[union-attr, assignment]
 
@@ -157,51 +158,57 @@ def chosen_sets(prepared: Prepared) -> list[frozenset[str]]:
     typical = schedule.typical(trainable)
     largest = max(typical, key=lambda names: sum(schedule.size(n, trainable[n]) for n in names))
     deepest = min(typical, key=lowest)
-    return [largest] if lowest(largest) == lowest(deepest) else [largest, deepest]
+    for names in [largest] if lowest(largest) == lowest(deepest) else [largest, deepest]:
+        prepared.activate(names)
+        yield names
 
 
 def _of_set(
     subject: Subject, config: TrainConfig, lengths: Lengths, device: str, exact: bool
 ) -> Memory:
-    prepared, model_config = subject.prepared, subject.config
-    model = prepared.model
-    static = {"weights": num_bytes([*model.parameters(), *model.buffers()])}
-    static |= {"reference": subject.reference_bytes}
+    static = {"weights": subject.weight_bytes, "reference": subject.reference_bytes}
     if subject.judge:
-        static["reward model"] = sum(
-            file.stat().st_size for file in subject.judge.file.parent.glob("*.safetensors")
-        )
-    decoder, sampler = view(model), samplers.parse(config.compute.sampler)
-    splits = decoder and config.compute.engine != "library"
-    if (
-        splits
-        and isinstance(sampler, samplers.Local)
-        and (copied := sampler.copied(decoder, device))
-    ):
-        static["sampler's copy"] = copied.num_bytes
-    vocabulary = model_config.get_text_config().vocab_size
-    held = _held(prepared, config, device, subject.pieces)
-    loading = _loading(model, config, model_config, device)
-    most, grown = _traced(subject, config, lengths, device, held, exact)
+        files = subject.judge.file.parent.glob("*.safetensors")
+        static["reward model"] = sum(file.stat().st_size for file in files)
+    decoder, sampler = view(subject.prepared.model), samplers.parse(config.compute.sampler)
+    if decoder and config.compute.engine != "library" and isinstance(sampler, samplers.Local):
+        copied = sampler.copied(decoder, device)
+        static |= {"sampler's copy": copied.num_bytes} if copied else {}
+    loading = _loading(subject, config) if device != "cuda" else {}
+    most, grown = _traced(subject, config, lengths, device, exact)
     found = {"loading": loading} | most
     if subject.objective.has_critic:
         static["critic"], passing = _critic(subject, config, lengths, device)
         lasting = {part: most["training"].get(part, 0) for part in LASTING}
         found["critic"] = {**lasting, "activations": passing}
-    libraries = LIBRARIES[device] + (TOKENIZER * vocabulary if device == "cpu" else 0)
-    if device == "cpu" and config.compute.dtype != "fp32":
-        libraries += BF16_KERNELS
+    libraries = LIBRARIES[device]
+    if device == "cpu":
+        libraries += TOKENIZER * subject.config.get_text_config().vocab_size
+        libraries += BF16_KERNELS if config.compute.dtype != "fp32" else 0
     batch = config.batch
     several = batch.micro_batch < batch.prompts_per_step * batch.group_size
     later = LATER_PARTS if several else LATER_PASSES
     phases = []
     for name, moving in found.items():
-        unused = round((ROUGH_HOLES if grown is None else CUDA_SLACK) * sum(moving.values()))
+        live = sum(moving.values())
+        unused = round((ROUGH_HOLES if grown is None else CUDA_SLACK) * live)
         if grown is not None and device == "cpu":
-            unused = _holes(moving, grown.get(name), later)
+            # What glibc's heap has beside what lives, and by how much it grows further.
+            top, lasting = grown.get(name, 0), sum(moving.get(part, 0) for part in LASTING)
+            unused = max(0, round(top - live + later * (top - lasting)))
         parts = {**static, **moving, "allocator": unused, "libraries": libraries}
         phases.append(Phase(name, {part: size for part, size in parts.items() if size}))
     return Memory(tuple(phases))
+
+
+def _loading(subject: Subject, config: TrainConfig) -> dict[str, int]:
+    """What there is beside the weights; those that are to rest in 4 bits are whole first."""
+    stored = getattr(subject.config, "dtype", None) or torch.float32
+    wanted, model = DTYPES[config.compute.dtype], subject.prepared.model
+    whole = num_bytes([*map(numbers, [*model.parameters(), *model.buffers()])])
+    more = 0 if stored == wanted else whole * stored.itemsize // wanted.itemsize
+    more += whole - subject.weight_bytes
+    return {"file": more} if more else {}
 
 
 def _critic(subject: Subject, config: TrainConfig, lengths: Lengths, on: str) -> tuple[int, int]:
@@ -223,15 +230,11 @@ def _critic(subject: Subject, config: TrainConfig, lengths: Lengths, on: str) ->
 
 
 def _traced(
-    subject: Subject,
-    config: TrainConfig,
-    lengths: Lengths,
-    device: str,
-    held: ResidentBytes,
-    exact: bool,
+    subject: Subject, config: TrainConfig, lengths: Lengths, device: str, exact: bool
 ) -> tuple[dict[str, dict[str, int]], dict[str, int] | None]:
     """What lives by phase and part; on a CPU what the heap grew to, which takes all layers."""
     prepared, layers = subject.prepared, subject.layers
+    held = _held(subject, config, device)
     given = (prepared, config, lengths, device, subject.objective, subject.pieces)
     splits = config.compute.engine != "library" and view(prepared.model) is not None
     found = stretches(prepared, layers) if splits and not (exact and device == "cpu") else []
@@ -249,33 +252,12 @@ def _traced(
     return fullest(whole(traces, counts, found)), None if device == "cpu" else {}
 
 
-def _holes(moving: Mapping[str, int], top: int | None, later: float) -> int:
-    """What glibc's heap has beside what lives; `later` is its further growth."""
-    live = sum(moving.values())
-    if top is None:
-        return 0
-    lasting = sum(moving.get(part, 0) for part in LASTING)
-    return max(0, round(top - live + later * (top - lasting)))
-
-
-def _loading(model: Any, config: TrainConfig, model_config: Any, device: str) -> dict[str, int]:
-    """What there is beside the weights; those that are to rest in 4 bits are whole first."""
-    stored = getattr(model_config, "dtype", None) or torch.float32
-    wanted, held = DTYPES[config.compute.dtype], [*model.parameters(), *model.buffers()]
-    if device == "cuda":
-        return {}
-    whole = num_bytes([*map(numbers, held)])
-    more = 0 if stored == wanted else whole * stored.itemsize // wanted.itemsize
-    more += whole - num_bytes(held)
-    return {"file": more} if more else {}
-
-
-def _held(prepared: Prepared, config: TrainConfig, device: str, pieces: int) -> ResidentBytes:
+def _held(subject: Subject, config: TrainConfig, device: str) -> ResidentBytes:
+    prepared, pieces = subject.prepared, subject.pieces
     schedule, rule, trainable = prepared.schedule, prepared.rule, prepared.trainable
     names = frozenset(prepared.active)
     active = sum(trainable[n].numel() for n in names)
-    stays = schedule.policy == "keep" or (schedule.policy == "cpu" and device != "cuda")
-    if stays:
+    if schedule.policy == "keep" or (schedule.policy == "cpu" and device != "cuda"):
         # Only what has trained by the end of the run has any.
         steps = config.steps * config.batch.updates_per_rollout
         names = names.union(*list(schedule.typical(trainable))[: max(1, steps)])

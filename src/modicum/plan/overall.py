@@ -1,11 +1,15 @@
-"""The plan of a run: memory by part and phase, FLOPs, time, and whether it fits a machine."""
+"""The plan of a run: memory by part and phase, FLOPs, time, and whether it fits a machine.
+
+Times are a roofline's: an estimate (docs/plan.md), of shares that docs/engine.md measured on a CPU
+and that are assumed on a GPU.
+"""
 
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from statistics import fmean as mean
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -17,15 +21,32 @@ from modicum.engine.flops import CriticWork, FlopCounter, StepFlops
 from modicum.engine.samplers import num_trunk_bytes
 from modicum.models.four_bit import count
 from modicum.models.load import DTYPES
-from modicum.plan import sizes, timing
-from modicum.plan.fit import advice
-from modicum.plan.hardware import Machine
+from modicum.plan import sizes
+from modicum.plan.hardware import DeviceRates, Machine
 from modicum.plan.memory import Memory, Subject, estimate
 from modicum.plan.shapes import Lengths, cache_numbers, lengths_of, num_bytes
-from modicum.report.words import aligned, environment, on_one_line
+from modicum.report.words import aligned, filled, on_one_line
 from modicum.types import Batch, Completion, Group, Problem, Row
 
 MOST_SETS = 16  # of those that a schedule may choose
+SHARE = {"cpu": 0.7, "cuda": 0.4}  # of the peak rate of matrix products
+BANDWIDTH_SHARE = {"cpu": 0.7, "cuda": 0.6}
+LAYER_SECONDS = {"cpu": 3e-4, "cuda": 5e-4}  # of eager calls
+
+
+@dataclass(frozen=True)
+class Times:
+    """Seconds: of a step's two halves, and of the run with its evaluations."""
+
+    sampling: float
+    training: float
+    evaluation: float  # of one evaluation
+    run: float
+
+    @property
+    def step(self) -> float:
+        """A step."""
+        return self.sampling + self.training
 
 
 @dataclass(frozen=True)
@@ -39,21 +60,15 @@ class RunPlan:
     dtype: str
     machine: Machine
     lengths: Lengths
-    trained: int
-    """Numbers that train at a time, on average."""
+    trained: int  # numbers that train at a time, on average
     parameters: int
     memory: Memory
     flops: StepFlops
-    run_flops: float
-    """Of all steps, evaluations left out."""
-    times: timing.Times | None
-    """None: the rates of the machine are not known."""
-    options: str
-    """The sizes that are planned for, as options of the command line."""
-    chosen: dict[str, Any]
-    """Those that were left to the program: {value, why} by name."""
-    advice: str
-    """If it does not fit: the options with which it does, in one line, and what they come to."""
+    run_flops: float  # of all steps, evaluations left out
+    times: Times | None  # None: the rates of the machine are not known
+    options: str  # the sizes that are planned for, as options of the command line
+    chosen: dict[str, Any]  # those that were left to the program: {value, why} by name
+    advice: str  # if it does not fit: the options with which it does, in one line, and its peak
     assumptions: tuple[str, ...]
 
     @property
@@ -84,8 +99,7 @@ class RunPlan:
         names = [*sorted(largest, key=lambda part: -largest[part]), "all"]
         head = ["MiB", *(phase.name for phase in self.memory.phases)]
         sizes = [[n, *(f"{of.get(n, 0) / 2**20:,.0f}" for of in held)] for n in names]
-        template = environment(flops=_exa).get_template("plan.txt")
-        return template.render(plan=self, phases=[head, *sizes]).rstrip()
+        return filled("plan.txt", plan=self, phases=[head, *sizes])
 
 
 def make(
@@ -116,9 +130,18 @@ def make(
     found = None
     if machine.rates:
         cache = DTYPES[config.compute.dtype].itemsize * cache_numbers(subject.config)
-        decoder = timing.DecodingCost(subject.layers, num_bytes(weights), token, cache)
-        found = timing.times(config, decoder, flops, given, machine.rates, machine.device)
-    plan = RunPlan(
+        decoder = DecodingCost(subject.layers, num_bytes(weights), token, cache)
+        found = times(config, decoder, flops, given, machine.rates, machine.device)
+    on: dict[str, Any] = {
+        "share": SHARE[machine.device],
+        "bandwidth_share": BANDWIDTH_SHARE[machine.device],
+    }
+    on |= {"config": config, "machine": machine, "lengths": given, "ranks": ranks}
+    said = filled("assumptions.txt", **on)
+    told = ""
+    if advise and machine.memory is not None and memory.peak.total > machine.memory:
+        told = sizes.advice(config, machine, given, subject)
+    return RunPlan(
         ranks=ranks,
         model=config.model,
         update=config.update,
@@ -133,12 +156,9 @@ def make(
         times=found,
         options=sizes.line(config, [n for n in sizes.OPTIONS if n not in ("dtype", "update")]),
         chosen=sizes.told(chosen),
-        advice="",
-        assumptions=_assumptions(config, machine, given, ranks),
+        advice=told,
+        assumptions=tuple(map(on_one_line, said.strip().split("\n\n"))),
     )
-    if plan.fits is False and advise:
-        plan = replace(plan, advice=advice(config, machine, given, subject))
-    return plan
 
 
 def shared(config: TrainConfig, ranks: int) -> TrainConfig:
@@ -180,47 +200,72 @@ def _step(config: TrainConfig, lengths: Lengths, kept: bool) -> tuple[list[Group
     """The groups of a step in which every row has a signal."""
     count, size = config.batch.prompts_per_step, config.batch.group_size
     problem = Problem("", "", "")
-    completions = [
-        Completion(tokens, (), "", True, trunk=kept or None)
-        for tokens in lengths.completions(count * size)
-    ]
+    drawn = lengths.completions(count * size)
+    completions = [Completion(tokens, (), "", True, trunk=kept or None) for tokens in drawn]
     groups = [
         Group(problem, prompt, tuple(completions[p * size : (p + 1) * size]))
         for p, prompt in enumerate(lengths.prompts(count))
     ]
-    rows = [
-        Row(group.prompt, c.tokens, (), 1.0, number, c.trunk)
-        for number, group in enumerate(groups)
-        for c in group.completions
-    ]
+    pairs = [(n, group, c) for n, group in enumerate(groups) for c in group.completions]
+    rows = [Row(group.prompt, c.tokens, (), 1.0, n, c.trunk) for n, group, c in pairs]
     tokens = sum(len(row.tokens) for row in rows)
     return groups, Batch(tuple(rows), len(rows), tokens, frozenset(range(count)))
+
+
+class DecodingCost(NamedTuple):
+    """What decoding costs in a model."""
+
+    layers: int
+    weight_bytes: int
+    token_flops: float  # forward FLOPs of one token, scores left out
+    cache_bytes: int  # of keys and values, for a token
+
+
+def times(
+    config: TrainConfig,
+    decoder: DecodingCost,
+    flops: StepFlops,
+    lengths: Lengths,
+    rates: DeviceRates,
+    on: str,
+) -> Times:
+    """The times of a run on a device (`on` is cpu or cuda) of such rates."""
+    rate = rates.flops(config.compute.dtype) * SHARE[on]
+    bandwidth = rates.bandwidth * BANDWIDTH_SHARE[on]
+
+    def sampled(prompts: int, group: int) -> float:
+        together = max(1, config.batch.rollout_batch // group)
+        total = 0.0
+        for start in range(0, prompts, together):
+            count = min(together, prompts - start)
+            # Rows leave as they end, so that on average this many live.
+            rows = count * group * lengths.completion / lengths.longest
+            held = count * lengths.prompt + rows * lengths.longest / 2
+            token = max(
+                rows * decoder.token_flops / rate,
+                (decoder.weight_bytes + held * decoder.cache_bytes) / bandwidth,
+                decoder.layers * LAYER_SECONDS[on],
+            )
+            total += count * lengths.prompt * decoder.token_flops / rate + lengths.longest * token
+        return total
+
+    batch, held = config.batch, config.evaluation
+    sampling = sampled(batch.prompts_per_step, batch.group_size)
+    training = (flops.training + flops.critic) / rate
+    evaluation = 0.0
+    if held.eval_problems:
+        evaluation = sampled(held.eval_problems, 1) + sampled(held.eval_problems, held.eval_samples)
+    between = (config.steps - 1) // held.eval_every if held.eval_every else 0
+    run = config.steps * (sampling + training) + (2 + between) * evaluation
+    return Times(sampling, training, evaluation, run)
 
 
 # For a reader ----------------------------------------------------------------------------
 
 
-def _assumptions(
-    config: TrainConfig, machine: Machine, lengths: Lengths, ranks: int
-) -> tuple[str, ...]:
-    shares = {"share": timing.SHARE, "bandwidth_share": timing.BANDWIDTH_SHARE}
-    said = {name: of[machine.device] for name, of in shares.items()}
-    template = environment().get_template("assumptions.txt")
-    text = template.render(said, config=config, machine=machine, lengths=lengths, ranks=ranks)
-    return tuple(map(on_one_line, text.strip().split("\n\n")))
-
-
 def table(plans: Sequence[RunPlan], markdown: bool = False) -> str:
     """A line a plan: what trains, peak memory, FLOPs and seconds of a step."""
-    text = environment().get_template("plans.txt").render(plans=plans, markdown=markdown)
+    text = filled("plans.txt", plans=plans, markdown=markdown)
     if markdown:
         return "\n".join(f"| {line} |" for line in text.splitlines())
     return "\n".join(aligned([line.split(" | ") for line in text.splitlines()], str.ljust))
-
-
-def _exa(flops: float) -> str:
-    """FLOPs with the largest unit that leaves a number above 1."""
-    for unit, size in (("E", 1e18), ("P", 1e15), ("T", 1e12), ("G", 1e9)):
-        if flops >= size:
-            return f"{flops / size:.3g} {unit}FLOP"
-    return f"{flops:.3g} FLOP"

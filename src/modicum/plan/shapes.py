@@ -13,14 +13,17 @@ from modicum import tasks, updates
 from modicum.config import TrainConfig, Trust
 from modicum.models.configs import attention_sizes, numbers
 from modicum.models.four_bit import packed, plain, put
-from modicum.models.load import locate, read_config, read_tokenizer, skeleton, structure
+from modicum.models.load import TINY, locate, read_config, read_tokenizer, skeleton, structure
 from modicum.plan.hardware import GIB, KNOWN
+from modicum.tasks.examples import Sizes, draw, thought_of
 from modicum.types import Problem, UserError
 from modicum.updates.base import Prepared, Update
 from modicum.updates.resting import rest
 
 PROMPT_TOKENS = 256  # assumed where no tokenizer is at hand
 SHOWN_PROBLEMS = 64
+TINY_TOKENS, TOKENS = 80, 512  # of a completion of the shipped base; where nothing says more
+UNIT = 256  # that lengths are rounded up to
 LOAD_SLACK = 2 * GIB
 
 
@@ -135,16 +138,13 @@ def tokenizer_of(config: TrainConfig, hub: bool = False) -> Any:
 
 def prompt_tokens(config: TrainConfig, task: tasks.Task | None = None) -> tuple[int, int] | None:
     """The shortest and longest prompt of some problems of the task; None without a tokenizer."""
-    from modicum.tasks.examples import Sizes, draw
-
     tokenizer = tokenizer_of(config)
     if tokenizer is None:
         return None
     task, found = problems_of(config, task)
     lengths = Sizes(tokenizer, config.sampling, draw(task, config.sampling))
-    most = config.sampling.max_prompt_tokens
     # A longer one is not sampled after.
-    sizes = [min(lengths.of(problem), most) for problem in found]
+    sizes = [min(lengths.of(problem), config.sampling.max_prompt_tokens) for problem in found]
     return min(sizes), max(sizes)
 
 
@@ -157,3 +157,26 @@ def lengths_of(
         shortest, longest = PROMPT_TOKENS - 1, PROMPT_TOKENS
     limit = config.sampling.max_tokens
     return Lengths(shortest, longest, limit, limit)
+
+
+def completion_tokens(
+    config: TrainConfig, task: tasks.Task | None = None, hub: bool = False
+) -> tuple[int, str]:
+    """The longest completion, by problems and positions (with `hub` fetched), and why that long."""
+    if locate(config.model, config.trust, config.base).place == str(TINY):
+        return TINY_TOKENS, "the shipped base writes less than 80 tokens"
+    task, tokenizer = task or tasks.parse(config.task), tokenizer_of(config, hub)
+    tokens, why = getattr(task, "completion_tokens", TOKENS), f"{task} takes that many"
+    if tokens == TOKENS and tokenizer is not None:
+        texts = [thought_of(task, problem) for problem in problems_of(config, task)[1]]
+        if any(texts):
+            lengths = sorted(len(tokenizer(text)["input_ids"]) for text in filter(None, texts))
+            long = lengths[int(0.95 * (len(lengths) - 1))]
+            tokens = -(-2 * long // UNIT) * UNIT
+            why = f"19 of 20 worked solutions have at most {long} tokens, and models write more"
+    text_config = config_of(config.model, config.trust, config.base).get_text_config()
+    positions = getattr(text_config, "max_position_embeddings", 0) or 10**9
+    most = max(positions - config.sampling.max_prompt_tokens, positions // 2)
+    if tokens > most:
+        return most, f"the model has {positions} positions for prompt and completion"
+    return tokens, why

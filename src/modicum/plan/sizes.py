@@ -1,35 +1,29 @@
-"""The sizes of a run that its settings leave to the program: tokens, batches, checkpointing.
+"""The sizes of a run that its settings leave to the program, and whether a run fits at all.
 
 Completions twice as long as the worked solutions of the problems, and the largest batches with which
-such completions fit by the planner's own account (`search`). Whatever is given is kept.
+such completions fit by the planner's own account (`search`). Whatever is given is kept. A run is
+refused (`check`) where at completions of at most `SHORT` tokens the plan is above the free memory by
+more than `MARGIN`. Longer ones may end it later; `modicum plan` shows it at `max_tokens`.
 """
 
+from bisect import bisect
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields, replace
+from functools import cache
 from typing import Any
 
-from modicum import tasks
 from modicum.config import TrainConfig
 from modicum.models.decoder import view
-from modicum.models.load import TINY, choose_device, locate
+from modicum.models.load import choose_device
 from modicum.parts import RunParts
 from modicum.plan.hardware import GIB, Machine, free_memory
 from modicum.plan.memory import Memory, Phase, Subject, estimate, floor
-from modicum.plan.shapes import (
-    Lengths,
-    config_of,
-    generous_bound,
-    lengths_of,
-    problems_of,
-    tokenizer_of,
-)
+from modicum.plan.shapes import Lengths, completion_tokens, config_of, generous_bound, lengths_of
 from modicum.settings import is_auto
-from modicum.tasks.examples import thought_of
+from modicum.types import UserError
 
 # Of a model that is small beside the memory, and on a CPU at most: more is no faster there.
 MICRO_BATCH, ROLLOUT_BATCH = 64, 512
-TINY_TOKENS, TOKENS = 80, 512  # of the shipped base; where nothing says more
-UNIT = 256  # that lengths are rounded up to
 UNKNOWN = 16 * GIB  # memory that is assumed where nothing says it
 # Of memory, for sizes: a plan is right to within 15 %, and a host kills what takes too much.
 SHARE = {"cpu": 0.85, "cuda": 0.9}
@@ -41,6 +35,8 @@ FIXED = ("weights", "masters", "optimizer", "reference", "schedule", "gradients"
 FIXED += ("critic",)
 # By how much the room is exceeded on a line through one point, or two, where no point is needed.
 SURE_OF_ONE, SURE_OF_TWO = 1.5, 1.05
+ADVISED = (*BATCHES, "checkpointing")
+SHORT, MARGIN = 64, 1.15  # of `check`
 OPTIONS = {"micro_batch": "batch", "rollout_batch": "batch", "max_tokens": "sampling"}
 OPTIONS |= {"checkpointing": "compute", "dtype": "compute", "update": ""}
 
@@ -74,7 +70,7 @@ def settle(
     autos = {f.name for t in tables for f in fields(t) if is_auto(f, getattr(t, f.name))}
     free = [name for name in OPTIONS if name in autos]
     if "max_tokens" in free:
-        found["max_tokens"] = _tokens(config, parts, hub=machine is None)
+        found["max_tokens"] = Chosen(*completion_tokens(config, parts.task, machine is None))
         config = changed(config, max_tokens=found["max_tokens"].value)
         free.remove("max_tokens")
     if not free:
@@ -94,8 +90,7 @@ def settle(
             why = f"{room / GIB:.3g} GiB are far more than it takes"
             return simple, found | {name: Chosen(names[name], why) for name in free}
     subject = subject or Subject.of(config, parts)
-    lengths = lengths_of(config, prompt, parts.task)
-    made, memory = search(config, lengths, machine, free, subject, room)
+    made, memory = search(config, lengths_of(config, prompt, parts.task), machine, free, subject)
     of = f"{room / GIB:.3g} GiB, which are {SHARE[machine.device]:.0%} of the memory"
     why = f"{memory.peak.total / GIB:.3g} GiB are planned for, of {of}"
     if "checkpointing" in free and made.compute.checkpointing:
@@ -109,19 +104,14 @@ def room_of(machine: Machine) -> float:
 
 
 def search(
-    config: TrainConfig,
-    lengths: Lengths,
-    machine: Machine,
-    free: Sequence[str],
-    subject: Subject,
-    room: float,
+    config: TrainConfig, lengths: Lengths, machine: Machine, free: Sequence[str], subject: Subject
 ) -> tuple[TrainConfig, Memory]:
-    """The config with the largest batches that fit `room`, as far as they are `free`.
+    """The config with the largest batches that fit the machine, as far as they are `free`.
 
     Activations are recomputed where less than `FEW_ROWS` completions fit without. Where nothing
     fits, the smallest. Also what it takes.
     """
-    switch, other = config.compute.checkpointing, False
+    room, switch, other = room_of(machine), config.compute.checkpointing, False
     if "checkpointing" in free:
         switch = False
         other = config.compute.engine != "library" and view(subject.prepared.model) is not None
@@ -204,25 +194,66 @@ def _value(config: TrainConfig, name: str) -> Any:
     return getattr(getattr(config, OPTIONS[name]) if OPTIONS[name] else config, name)
 
 
-def _tokens(config: TrainConfig, parts: RunParts, hub: bool) -> Chosen:
-    """The longest completion, by problems and positions; with `hub` they may be fetched."""
-    if locate(config.model, config.trust, config.base).place == str(TINY):
-        return Chosen(TINY_TOKENS, "the shipped base writes less than 80 tokens")
-    task, tokenizer = parts.task or tasks.parse(config.task), tokenizer_of(config, hub)
-    tokens, why = getattr(task, "completion_tokens", TOKENS), f"{task} takes that many"
-    if tokens == TOKENS and tokenizer is not None:
-        texts = [thought_of(task, problem) for problem in problems_of(config, task)[1]]
-        if any(texts):
-            lengths = sorted(len(tokenizer(text)["input_ids"]) for text in filter(None, texts))
-            long = lengths[int(0.95 * (len(lengths) - 1))]
-            tokens = -(-2 * long // UNIT) * UNIT
-            why = f"19 of 20 worked solutions have at most {long} tokens, and models write more"
-    text_config = config_of(config.model, config.trust, config.base).get_text_config()
-    positions = getattr(text_config, "max_position_embeddings", 0) or 10**9
-    most = max(positions - config.sampling.max_prompt_tokens, positions // 2)
-    if tokens > most:
-        return Chosen(most, f"the model has {positions} positions for prompt and completion")
-    return Chosen(tokens, why)
+def advice(config: TrainConfig, machine: Machine, lengths: Lengths, subject: Subject) -> str:
+    """The options of the largest batches that fit, in one line, and what they come to.
+
+    Where none fit, in 16 bits, and then with as many of the last layers as fit (docs/engine.md).
+    """
+    assert machine.memory is not None
+    room, fixed = room_of(machine), subject.parts.update is not None
+    low = {"dtype": "bf16" if machine.bf16 else "fp16"}
+    dtype = low if config.compute.dtype == "fp32" else {}
+
+    @cache
+    def sized(last: int = 0, **more: str) -> tuple[str, float]:
+        more |= {"update": f"last({last})"} if last else {}
+        now = changed(config, **more)
+        of = subject
+        if more:
+            of = replace(Subject.of(now, subject.parts), pieces=subject.pieces)
+        if last != 1 and not fixed and (least := floor(of, now, machine.device)) > room:
+            return "", least
+        made, memory = search(now, lengths, machine, ADVISED, of)
+        names = [name for name in ADVISED if name != "checkpointing" or made.compute.checkpointing]
+        total = memory.peak.total
+        return f"with {line(made, [*names, *more])}: {total / GIB:.2f} GiB", total
+
+    tried = [sized(), *([sized(**dtype)] if dtype else [])]
+    if tried[-1][1] > room and not fixed:
+        layers = range(1, subject.layers + 1)
+        most = bisect(layers, False, key=lambda n: sized(n, **dtype)[1] > room)
+        tried.append(sized(max(1, most), **dtype))
+    text, total = next((found for found in tried if found[1] <= room), tried[-1])
+    if total <= machine.memory:
+        return f"{text}, fits"
+    return f"{text}; not even so: it takes a smaller model, shorter completions or more memory"
+
+
+def check(config: TrainConfig, parts: RunParts | None = None) -> None:
+    """UserError when the run certainly cannot fit the device that it would get here.
+
+    Reads the model's config alone (UserError without); one that does not say enough is let through.
+    """
+    where = choose_device(config.compute.device)
+    room = free_memory(where)
+    if room is None or config.trust.trust_remote_code:
+        return
+    longest = min(config.sampling.max_tokens, SHORT)
+    most = generous_bound(config, config_of(config.model, config.trust, config.base), longest)
+    if most is None or most < room:
+        return
+    lengths, subject = Lengths(SHORT, SHORT, longest, longest), Subject.of(config, parts)
+    peak = estimate(config, lengths, where.type, subject).peak
+    if peak.total <= MARGIN * room:
+        return
+    largest, most_held = max(peak.parts.items(), key=lambda pair: pair[1])
+    # The room with the margin, so that what is named is not refused in turn.
+    roomy = Machine(str(where), where.type, round(MARGIN * room), None)
+    raise UserError(
+        f"the run needs about {peak.total / GIB:.1f} GiB on {where}, where"
+        f" {room / GIB:.1f} GiB are free (the largest part: {largest},"
+        f" {most_held / GIB:.1f} GiB); {advice(config, roomy, lengths, subject)}"
+    )
 
 
 # For a reader ----------------------------------------------------------------------------

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from modicum.engine import logprobs
 from modicum.models.decoder import view
-from modicum.plan.live import META, Live, Peaks, Place
+from modicum.plan.live import META, Live, Peaks
 from modicum.updates.base import Prepared
 from modicum.updates.layout import layer_of
 
@@ -116,7 +116,9 @@ def whole(
     made: Peaks = {}
     for (phase, place), parts in base.items():
         passes, layer = place
-        for end in _ends(place, counts[0]):
+        # Which ends of its stretch a layer stands for: the only one that is left for both.
+        at = {"low": 0, "high": counts[0][layer[0]] - 1} if layer else {}
+        for end in [end for end, of in at.items() if layer[2] == of] if layer else [""]:
             total: Counter[str] = Counter(parts)
             for peaks, which in zip(traced[1:], more, strict=True):
                 now = place  # the same where the stretch has one repetition more
@@ -126,17 +128,8 @@ def whole(
                 times = found[which].count - counts[0][which]
                 for name in parts.keys() | there.keys():
                     total[name] += times * (there.get(name, 0) - parts.get(name, 0))
-            at = (phase, (*place, end)) if end else (phase, place)
-            made[at] = dict(total)  # type: ignore[index]
+            made[phase, (*place, end) if end else place] = dict(total)  # type: ignore[index]
     return made
-
-
-def _ends(place: Place, counts: Sequence[int]) -> tuple[str, ...]:
-    """Which ends of its stretch a layer stands for: the only one that is left for both."""
-    if not (layer := place[1]):
-        return ("",)
-    ends = {"low": 0, "high": counts[layer[0]] - 1}
-    return tuple(end for end, at in ends.items() if layer[2] == at)
 
 
 @contextmanager

@@ -157,8 +157,7 @@ class Trace:
     def _step_sampling(self) -> list[Trunk | None]:
         """The trunks of the rows that were sampled together; the others' are held too."""
         batch, settings = self.config.batch, self.config.sampling
-        together = max(1, batch.rollout_batch // batch.group_size)
-        count = min(batch.prompts_per_step, together)
+        count = min(batch.prompts_per_step, max(1, batch.rollout_batch // batch.group_size))
         prompts = self.lengths.prompts(batch.prompts_per_step)
         most = num_trunk_bytes(self.engine, prompts, batch.group_size, settings.max_tokens)
         size = num_trunk_bytes(self.engine, prompts, batch.group_size, self.room)
@@ -174,8 +173,7 @@ class Trace:
         settings, longest = self.config.sampling, self.lengths.longest
         self.live.next_pass()
         with self.live.category("activations"):
-            prompts = self.lengths.prompts(count)
-            decoding = self.engine.decode(prompts, group_size, self.room, keep)
+            decoding = self.engine.decode(self.lengths.prompts(count), group_size, self.room, keep)
             self._recount(decoding)
             drawn = self._draw(decoding.logits_BV, settings)
             self.live.next_pass()
@@ -207,7 +205,17 @@ class Trace:
     # Training ----------------------------------------------------------------------------
 
     def _training(self, masters: Masters, trunks: Sequence[Trunk | None]) -> None:
-        live, rows, config = self.live, self._rows(trunks), self.config
+        live, config, batch = self.live, self.config, self.config.batch
+        step, size = batch.prompts_per_step * batch.group_size, batch.group_size
+        count = min(batch.micro_batch, step)
+        sampled = count if trunks[0] is None else len(trunks)
+        prompts = self.lengths.prompts(-(-count // size))
+        # Rows that are sampled later have trunks of the same sizes.
+        pairs = zip(self._completions(count, sampled), cycle(trunks), strict=False)
+        rows = [
+            Row(prompts[n % sampled // size], tokens, (0.0,) * len(tokens), 1.0, n // size, trunk)
+            for n, (tokens, trunk) in enumerate(pairs)
+        ]
         both = watched(self.engine, live), LocalSampler(self.engine, None, ())
         policy = Policy(self.prepared.model, None, (), CPU, *both)
         tokens = sum(len(row.tokens) for row in rows)
@@ -230,19 +238,6 @@ class Trace:
         step = self.config.batch.prompts_per_step * self.config.batch.group_size
         block = self.lengths.completions(min(self.config.batch.micro_batch, step, sampled))
         return [block[number % sampled % len(block)] for number in range(count)]
-
-    def _rows(self, trunks: Sequence[Trunk | None]) -> list[Row]:
-        batch = self.config.batch
-        step, size = batch.prompts_per_step * batch.group_size, batch.group_size
-        count = min(batch.micro_batch, step)
-        sampled = count if trunks[0] is None else len(trunks)
-        prompts = self.lengths.prompts(-(-count // size))
-        # Rows that are sampled later have trunks of the same sizes.
-        pairs = zip(self._completions(count, sampled), cycle(trunks), strict=False)
-        return [
-            Row(prompts[n % sampled // size], tokens, (0.0,) * len(tokens), 1.0, n // size, trunk)
-            for n, (tokens, trunk) in enumerate(pairs)
-        ]
 
 
 def watched(engine: Engine, live: Live) -> Engine:

@@ -9,13 +9,14 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple, dataclass_transform
 
 from modicum.report.style import Figure as Drawing
-from modicum.report.words import NONE, printable, say
+from modicum.report.words import NONE, filled, printable, say
 from modicum.runs import flat
 
 LETTERS_SHOWN = 1500  # of a question, a completion, a setting
 COLUMNS_SHOWN = 4  # runs side by side; more are rows
 Texts = Mapping[str, Any]  # by problem: a `completion` and what is to be said `about` it
 Draw = Callable[[bool], Drawing]
+Measures = Sequence[tuple[str, Sequence[str]]]  # name -> a text for each run
 
 
 @dataclass_transform(frozen_default=True)
@@ -193,12 +194,15 @@ def table(name: str, heads: Sequence[str], rows: Iterable[Cells], **options: Any
     return Table(name, tuple(heads), cells, **options)
 
 
+def measured(template: str, runs: Sequence[Any], **values: Any) -> list[tuple[str, list[str]]]:
+    """The rows `name | text` that a template makes `of` each run: name -> a text for each."""
+    texts = [filled(template, of=run, **values).splitlines() for run in runs]
+    rows = ([line.split(" | ", 1) for line in lines] for lines in zip(*texts, strict=True))
+    return [(row[0][0], [text for _, text in row]) for row in rows]
+
+
 def across(
-    name: str,
-    measures: Sequence[tuple[str, Sequence[str]]],
-    names: Sequence[str | TableCell],
-    what: str = "run",
-    **options: Any,
+    name: str, measures: Measures, names: Sequence[str | TableCell], what: str = "run", **how: Any
 ) -> Table | None:
     """Measures (name, a text for each run) as a table: few runs are columns, many are rows."""
     if not measures or not names:
@@ -206,9 +210,9 @@ def across(
     if len(names) <= COLUMNS_SHOWN:
         heads = ["", *(n if isinstance(n, str) else n.text for n in names)]
         rows = [[measure, *texts] for measure, texts in measures]
-        return table(name, heads, rows, sortable=False, plain=True, **options)
+        return table(name, heads, rows, sortable=False, plain=True, **how)
     lines = zip(names, *(texts for _, texts in measures), strict=True)
-    return table(name, [what, *(measure for measure, _ in measures)], lines, plain=True, **options)
+    return table(name, [what, *(measure for measure, _ in measures)], lines, plain=True, **how)
 
 
 class Builder:

@@ -30,7 +30,7 @@ SPECIAL = re.compile(r"([\\`*_\[<>|&#~$])")  # of Markdown
 class Places(NamedTuple):
     """Where a report goes: the page, the Markdown beside it, the folder of its figures."""
 
-    page: Path
+    report: Path
     markdown: Path
     figures: Path
 
@@ -75,7 +75,7 @@ def draw(figures: Iterable[Figure]) -> dict[str, Drawn]:
 def write_document(document: Document, to: Places) -> Path:
     """Write the page, NAME.svg and NAME.pdf of every figure, and the Markdown."""
     found = draw(document.figures())
-    files = {to.page: html(document, found).encode()}
+    files = {to.report: html(document, found).encode()}
     for name, figure in found.items():
         files[to.figures / f"{name}.svg"] = figure.svg.encode()
         files[to.figures / f"{name}.pdf"] = figure.pdf
@@ -86,7 +86,7 @@ def write_document(document: Document, to: Places) -> Path:
             path.write_bytes(data)
         except OSError as error:
             raise UserError(f"{path} cannot be written: {error.strerror}") from None
-    return to.page
+    return to.report
 
 
 def html(document: Document, drawn: Mapping[str, Drawn]) -> str:

@@ -5,7 +5,6 @@ Only `config.toml` and `metrics.jsonl` must be there: a run that still goes on h
 
 import itertools
 import math
-from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -107,7 +106,13 @@ def load(folder: str | Path) -> RunRecord:
     """The run in `folder`; UserError that names the file, and the line, where one is broken."""
     folder = open_run(Path(folder)).folder
     config, metrics = read_toml(folder / "config.toml"), _columns(folder / "metrics.jsonl")
-    samples, file = _ends(folder / "samples.jsonl"), folder / "result.json"
+    # Of the samples those of the first and of the last step, of which alone reports speak.
+    ends: list[list[tuple[str, dict[str, Any]]]] = []
+    lines = numbered(folder / "samples.jsonl", optional=True)
+    for _, of_step in groupby(lines, lambda line: line[1].get("step")):
+        ends = [*ends[:1], list(of_step)]
+    samples = tuple(fill(LoggedSample, row, where) for step in ends for where, row in step)
+    file = folder / "result.json"
     result = fill(RunResult, read_object(file), str(file)) if file.exists() else None
     environment = read_object(folder / "environment.json", optional=True)
     return RunRecord(folder, config, metrics, samples, result, environment)
@@ -115,16 +120,7 @@ def load(folder: str | Path) -> RunRecord:
 
 def rows(cls: type[T], file: Path) -> Iterator[T]:
     """The lines of a file, read as far as asked for, or none where there is no file."""
-    for where, row in numbered(file, optional=True):
-        yield fill(cls, row, where)
-
-
-def _ends(file: Path) -> tuple[LoggedSample, ...]:
-    """The completions of the first and of the last step, of which alone reports speak."""
-    kept: list[list[tuple[str, dict[str, Any]]]] = []
-    for _, of_step in groupby(numbered(file, optional=True), lambda line: line[1].get("step")):
-        kept = [*kept[:1], list(of_step)]
-    return tuple(fill(LoggedSample, row, where) for step in kept for where, row in step)
+    return (fill(cls, row, where) for where, row in numbered(file, optional=True))
 
 
 def labels(records: Sequence[RunRecord]) -> list[str]:
@@ -135,9 +131,8 @@ def labels(records: Sequence[RunRecord]) -> list[str]:
         return f"seed {record.config.get('seed') if record.result is None else record.result.seed}"
 
     for distinguish in (seed, lambda record: record.folder.name):
-        repeated = {name for name, count in Counter(names).items() if count > 1}
         pairs = zip(names, records, strict=True)
-        names = [f"{n}, {distinguish(r)}" if n in repeated else n for n, r in pairs]
+        names = [f"{n}, {distinguish(r)}" if names.count(n) > 1 else n for n, r in pairs]
     return names
 
 

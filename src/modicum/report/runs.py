@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from modicum.report import document as doc
 from modicum.report import read, tables
 from modicum.report.document import Builder
-from modicum.report.figures import accuracy, changes, curves, frontier, gold
+from modicum.report.figures import accuracy, changes, curves, frontier
 from modicum.report.read import HeldGroup, LoggedSample, RunRecord, colours, labels
 from modicum.report.tables import RunRow
-from modicum.report.words import ARROW, NONE, count, decimal, percent, printable, say
+from modicum.report.words import ARROW, NONE, percent, printable, say
 from modicum.status import Status
 
 SAMPLES_SHOWN = 2
@@ -20,19 +20,33 @@ def document(records: Sequence[RunRecord], title: str) -> doc.Document:
     """All that is to be said about `records`."""
     rows, names, report = tables.results(records), labels(records), Builder()
     groups = read.held_groups(records)
-    _results(report, rows)
+    report.section("results", "Results", tables.table(rows) if rows else None)
+    scores = [s for row in rows if (s := row.result.trained or row.result.base) is not None]
+    if sizes := sorted({say("size", score=score) for score in scores if score.num_problems}):
+        report.note("base_to_trained", sizes="; ".join(sizes))
+    report.add(accuracy.figure(rows), frontier.figure(rows))
+    missing = {NONE, NONE + ARROW + NONE}
+    measures = [of for of in doc.measured("details.txt", rows) if set(of[1]) - missing]
+    if details := doc.across("In more detail", measures, [row.label for row in rows]):
+        report.add(doc.Heading("In more detail"), details)
     report.section("difficulty", "By difficulty")
     if len(groups) == 1:
-        levels, scores = read.by_difficulty(groups[0], names)
+        by_level = read.by_difficulty(groups[0], names)
         what = "Accuracy (%) by the difficulty of the held-out problems"
-        report.add(accuracy.by_difficulty(levels, scores, what))
-        report.fold("The same as a table", accuracy.difficulty_table(levels, scores))
+        report.add(accuracy.by_difficulty(*by_level, what))
+        report.fold("The same as a table", accuracy.difficulty_table(*by_level))
     bases = sorted({row.result.base.accuracy for row in rows if row.result.base is not None})
     report.section("training", "During training", *curves.figures(records, bases))
-    report.add(gold.figure(dict(zip(names, records, strict=True))))
+    report.add(curves.gold(dict(zip(names, records, strict=True))))
     report.fold("The curves in numbers", curves.table(records, names), "tenths")
     _written(report, records, names, groups)
-    _weights(report, rows)
+    report.section("weights", "What changed in the weights")
+    measured = changes.measures([row.result.anatomy for row in rows])
+    if numbers := doc.across("What changed in the weights", measured, [r.label for r in rows]):
+        # One run of each update: its seeds look alike.
+        firsts = {row.colour: (row.label, row.result.anatomy) for row in reversed(rows)}
+        report.add(changes.figure([firsts[colour] for colour in sorted(firsts)]), numbers)
+        report.note("weights")
     proofs = report.proofs("", ((row.label, row.result.change_proof) for row in rows))
     report.section("proof", "Proof of what was trained", proofs)
     report.section("intervals", "How the intervals are computed")
@@ -62,40 +76,7 @@ def headline(rows: Sequence[RunRow]) -> str:
     found = {(row.result.task, row.result.model) for row in done}
     task, model = found.pop() if len(found) == 1 else ("", "")
     bases = {percent(row.scores("accuracy")[0]) for row in done}
-    values = {"rows": done, "task": task, "model": model, "one_base": len(bases) == 1}
-    return say("headline", **values)
-
-
-def _results(report: Builder, rows: Sequence[RunRow]) -> None:
-    report.section("results", "Results", tables.table(rows) if rows else None)
-    scores = [s for row in rows if (s := row.result.trained or row.result.base) is not None]
-    if sizes := sorted({say("size", score=score) for score in scores if score.num_problems}):
-        report.note("base_to_trained", sizes="; ".join(sizes))
-    report.add(accuracy.figure(rows), frontier.figure(rows))
-    if details := doc.across("In more detail", _details(rows), [row.label for row in rows]):
-        report.add(doc.Heading("In more detail"), details)
-
-
-def _details(rows: Sequence[RunRow]) -> list[tuple[str, list[str]]]:
-    gaps = [row.result.agreement_max for row in rows]
-    measures = {
-        "Accuracy, lenient reading (%)": [row.change("lenient") for row in rows],
-        "Answer in the asked format (%)": [row.change("format") for row in rows],
-        "Cut at the length limit (%)": [row.change("truncated") for row in rows],
-        "Generated tokens": [count(row.result.generated_tokens) for row in rows],
-        "Of these in groups left out": [_spent(r, "rejected", "surplus") for r in rows],
-        "Tokens of evaluations": [_spent(r, "evaluate") for r in rows],
-        "Sampling (seconds per step)": [decimal(r.mean("time/sampling_seconds")) for r in rows],
-        "Training (seconds per step)": [decimal(r.mean("time/training_seconds")) for r in rows],
-        "Largest gap, sampler to trainer (nats)": [NONE if g is None else f"{g:.2g}" for g in gaps],
-    }
-    missing = {NONE, NONE + ARROW + NONE}
-    return [(name, texts) for name, texts in measures.items() if set(texts) - missing]
-
-
-def _spent(row: RunRow, *purposes: str) -> str:
-    entries = [row.result.ledger[name] for name in purposes if name in row.result.ledger]
-    return count(sum(entry["tokens"] for entry in entries)) if entries else NONE
+    return say("headline", rows=done, task=task, model=model, one_base=len(bases) == 1)
 
 
 def _written(
@@ -109,11 +90,8 @@ def _written(
         problems = [(key, row.question, row.gold) for key, row in sides[-1][2].items()]
         answers += doc.side_by_side(problems, sides)
     answered = {number for group in groups for number in group.runs}
-    ends = [
-        doc.SideBySide(names[n], _ends(record.samples), series=series[n])
-        for n, record in enumerate(records)
-        if n not in answered and record.samples
-    ]
+    others = [n for n, record in enumerate(records) if n not in answered and record.samples]
+    ends = [doc.SideBySide(names[n], _ends(records[n].samples), series=series[n]) for n in others]
     report.section("written", "What the model wrote")
     if answers:
         report.note("first_held")
@@ -142,14 +120,3 @@ def _about(sample: LoggedSample) -> str:
         shown = f"{score:.2f}" if isinstance(score, int | float) else str(score)
         known.append(f"{printable(str(term))} {printable(shown, 100)}")
     return " · ".join(known)
-
-
-def _weights(report: Builder, rows: Sequence[RunRow]) -> None:
-    measured = changes.measures([row.result.anatomy for row in rows])
-    title = "What changed in the weights"
-    report.section("weights", title)
-    if numbers := doc.across(title, measured, [row.label for row in rows]):
-        # One run of each update: its seeds look alike.
-        firsts = {row.colour: (row.label, row.result.anatomy) for row in reversed(rows)}
-        report.add(changes.figure([firsts[colour] for colour in sorted(firsts)]), numbers)
-        report.note("weights")

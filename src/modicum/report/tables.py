@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -13,7 +13,7 @@ from rich.text import Text
 
 from modicum.report import document
 from modicum.report import words as n
-from modicum.report.document import Table, TableCell
+from modicum.report.document import Table, TableCell, measured
 from modicum.report.read import RunRecord, colours, labels
 from modicum.results import RunResult
 
@@ -39,37 +39,28 @@ class RunRow(NamedTuple):
         column = self.record.metrics.get(metric, np.empty(0))
         return float(np.nanmean(column)) if np.isfinite(column).any() else math.nan
 
+    def spent(self, *purposes: str) -> int | None:
+        """Tokens of these purposes; None where the ledger has none of them."""
+        known = [of["tokens"] for name, of in self.result.ledger.items() if name in purposes]
+        return sum(known) if known else None
+
     def scores(self, name: str) -> tuple[float, float]:
         """One number of the evaluations of the base and of the trained model, or NaN."""
         base, trained = self.result.base, self.result.trained
         return getattr(base, name, math.nan), getattr(trained, name, math.nan)
 
     @property
-    def ends(self) -> tuple[float, float]:
-        """The interval of the trained model's accuracy, or NaN."""
-        return self.scores("low")[1], self.scores("high")[1]
+    def band(self) -> tuple[float, float, float]:
+        """The trained model's accuracy and the ends of its interval, or NaN."""
+        return self.scores("accuracy")[1], self.scores("low")[1], self.scores("high")[1]
 
-    def change(self, name: str, show: Number = n.percent) -> str:
-        """`base → trained` of one number of the evaluations; a dash where one is missing."""
-        return n.ARROW.join(map(show, self.scores(name)))
+    def change(self, name: str, form: str = "percent") -> str:
+        """`base → trained` of a number of the evaluations in a form of `words`; or dashes."""
+        return n.ARROW.join(map(getattr(n, form), self.scores(name)))
 
 
-# Head -> what it is sorted by (of the result, or of the trained model's evaluation), its text,
-# in which parameters are written by the function given.
-COLUMNS: Mapping[str, tuple[str, Callable[[RunRow, Number], str]]] = {
-    "trained parameters": (
-        "trainable_parameters",
-        lambda row, number: f"{number(row.result.trainable_parameters)} ({n.share(row.share)})",
-    ),
-    "sampled accuracy (%), 95% interval": (
-        "accuracy",
-        lambda row, _: f"{row.change('accuracy')} {n.interval(*row.ends, n.percent)}".strip(),
-    ),
-    "greedy (%)": ("greedy", lambda row, _: row.change("greedy")),
-    "length (tokens)": ("length", lambda row, _: row.change("length", n.decimal)),
-    "seconds": ("seconds", lambda row, _: n.decimal(row.result.seconds)),
-    "peak memory": ("peak_memory_bytes", lambda row, _: n.memory(row.result.peak_memory_bytes)),
-}
+# What the columns of `row.txt` are sorted by, of the result or of the trained model's evaluation.
+KEYS = ("trainable_parameters", "accuracy", "greedy", "length", "seconds", "peak_memory_bytes")
 MISSING = {n.NONE, n.NONE + n.ARROW + n.NONE, f"{n.NONE} ({n.NONE})"}
 LEAST = (4, 5, 1, 6, 3)  # what a narrow terminal does without, first to last
 
@@ -82,26 +73,28 @@ def results(records: Sequence[RunRecord]) -> list[RunRow]:
 
 def cells(row: RunRow, number: Number = n.count) -> tuple[str, ...]:
     """The texts of a row: its label, and one for each column."""
-    return (row.label, *(text(row, number) for _, text in COLUMNS.values()))
+    return (row.label, *(text for _, (text,) in measured("row.txt", [row], number=number)))
 
 
 def table(rows: Sequence[RunRow]) -> Table:
     """The rows as a table of a report, sorted by values; a column that nobody has is left out."""
     lines = [[TableCell(row.label, series=row.colour, code=True)] for row in rows]
     heads = ["update"]
-    for head, (key, text) in COLUMNS.items():
-        if {text(row, n.count) for row in rows} - MISSING:
+    columns = measured("row.txt", rows, number=n.count)
+    for key, (head, texts) in zip(KEYS, columns, strict=True):
+        if set(texts) - MISSING:
             heads.append(head)
-            for line, row in zip(lines, rows, strict=True):
+            for line, row, text in zip(lines, rows, texts, strict=True):
                 found = getattr(row.result, key, row.scores(key)[1])
-                line.append(TableCell(text(row, n.count), found if n.known(found) else None))
+                line.append(TableCell(text, found if n.known(found) else None))
     return document.table("Results of the runs", heads, lines)
 
 
 def rich_table(rows: Sequence[RunRow], width: int = 100) -> RichTable:
     """The rows as a table for a terminal; a narrow one has two lines a row, or fewer columns."""
     # What stands in brackets, or the second word, goes to the next line.
-    names = [re.sub(r" (?=\()|(?<=^\w{4}) |(?<=trained) ", "\n", head) for head in COLUMNS]
+    columns = measured("row.txt", rows, number=n.short)
+    names = [re.sub(r" (?=\()|(?<=^\w{4}) |(?<=trained) ", "\n", head) for head, _ in columns]
     texts, heads = [list(cells(row, n.short)) for row in rows], ["update", *names]
     if width < 100:
         heads = [head.removeprefix("sampled ") for head in heads]

@@ -115,6 +115,14 @@ def duration(seconds: float) -> str:
     return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
 
 
+def flops(value: float) -> str:
+    """FLOPs with the largest unit that leaves a number above 1."""
+    for unit, size in (("E", 1e18), ("P", 1e15), ("T", 1e12), ("G", 1e9)):
+        if value >= size:
+            return f"{value / size:.3g} {unit}FLOP"
+    return f"{value:.3g} FLOP"
+
+
 def aligned(rows: Sequence[Sequence[str]], justify: Any = str.rjust) -> list[str]:
     """Rows as lines of a terminal; the first column stands on the left."""
     first, *rest = (max(map(len, column)) for column in zip(*rows, strict=True))
@@ -173,6 +181,11 @@ def environment(**filters: Any) -> jinja2.Environment:
     )
     made.filters |= globals() | {"kind": lambda block: type(block).__name__} | filters
     return made
+
+
+def filled(template: str, **values: Any) -> str:
+    """The text that a template of this folder makes of values."""
+    return environment().get_template(template).render(values).rstrip()
 
 
 def file(name: str) -> str:

@@ -1,31 +1,41 @@
 """From a study's runs to `analysis.json`: estimates, tests, verdicts, costs, and how to repeat it.
 
-The resampling is seeded by the study (`analysis_seed`), so the same runs give the same file.
-`report/verdict.txt` has the words, which say no more than what was tested.
+Each arm has one row of problem scores for every seed that finished; seeds are paired with the
+control's by number, problems by place (`compare`; docs/statistics.md). The resampling is seeded by the
+study (`analysis_seed`), so the same runs give the same file. `report/verdict.txt` has the words, which
+say no more than what was tested.
+
+    S seed, I problem
 """
 
 import json
-from collections.abc import Mapping
+import re
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.random import Generator
+from numpy.typing import ArrayLike
 
+from modicum import stats
 from modicum.report.study import read
 from modicum.report.words import environment, on_one_line
-from modicum.results import Analysis, ArmResult, RunBudget
+from modicum.results import Analysis, ArmResult, ClaimTest, Column, RunBudget, Variance
 from modicum.runs import Run, flat, read_object
-from modicum.study import inference
+from modicum.stats import Interval
 from modicum.study.cells import COUNTED
 from modicum.study.collect import ArmRuns, Collected, collect, cost, difficulty, final
 from modicum.study.design import PlannedArm, Study
-from modicum.study.inference import ALPHA
+from modicum.study.estimate import Estimate, difference, estimate, retention, spread, table
 from modicum.types import UserError
 
-VARYING = ("sentence", "folders", "seconds", "step_seconds", "time_ratio")
-VARYING += ("memory_bytes", "peak_memory_bytes", "memory_ratio")
+ALPHA = 0.05
+Rows = Mapping[int, Column]
+MEASURED = r"sentence|folders|(step_)?seconds|time_ratio|(peak_)?memory_bytes|memory_ratio"
+VARYING = re.compile(rf"arms\[\d+\]\.(cost\.)?({MEASURED})\b")
 
 
 def write(study: Study, folder: Path) -> Analysis:
@@ -42,7 +52,7 @@ def write(study: Study, folder: Path) -> Analysis:
 def analyse(found: Collected, folder: Path) -> Analysis:
     """What `analysis.json` holds (docs/study.md)."""
     study, base, control = found.study, found.base, found.outcomes[0]
-    compared = inference.compare(
+    compared = compare(
         {outcome.arm.name: outcome.scores for outcome in found.outcomes},
         study.control,
         found.base_scores,
@@ -64,9 +74,9 @@ def analyse(found: Collected, folder: Path) -> Analysis:
         num_problems=base["num_problems"],
         samples_per_problem=base["samples_per_problem"],
         split=base["split"],
-        base=inference.arm_interval(found.base_scores[None, :]),
+        base=arm_interval(found.base_scores[None, :]),
         control_gain=compared[study.control].gain,
-        variance=inference.variance(np.array(list(control.scores.values()))),
+        variance=variance(np.array(list(control.scores.values()))),
         repeat=(f"modicum study run study.toml --jobs 1 --out {folder.name}-again",),
     )
     seen, unit = asdict(whole), study.budget.unit
@@ -113,23 +123,16 @@ def kind_of(arm: PlannedArm) -> str:
 def differences(one: Path, other: Path) -> list[str]:
     """Where the analyses in two folders differ; what is no analysis is a UserError."""
     files = [folder / "analysis.json" for folder in (one, other)]
-    first, second = (read_object(file) for file in files)
-    for file, values in zip(files, (first, second), strict=True):
+    found = [read_object(file) for file in files]
+    for file, values in zip(files, found, strict=True):
         Analysis.from_json(values, str(file))
-    return same(first, second)
+    return same(*found)
 
 
 def same(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
     """Where two analyses differ, but for what was measured with a clock or a memory gauge."""
-
-    def kept(of: Mapping[str, Any]) -> dict[str, Any]:
-        return {key: value for key, value in of.items() if key not in VARYING}
-
-    def settled(found: Mapping[str, Any]) -> dict[str, Any]:
-        arms = [kept(arm) | {"cost": kept(arm["cost"])} for arm in found["arms"]]
-        return dict(flat({**found, "arms": arms, "repeat": []}, lists=True))
-
-    first, second = settled(one), settled(other)
+    every = (flat({**found, "repeat": []}, lists=True) for found in (one, other))
+    first, second = ({w: v for w, v in of if not VARYING.match(w)} for of in every)
     return sorted(
         f"{where}: {first.get(where)!r} and {second.get(where)!r}"
         for where in first.keys() | second.keys()
@@ -145,26 +148,117 @@ def said(name: str, *values: Any) -> list[str]:
 
 @cache
 def _texts() -> Any:
-    made = environment(
-        judged=lambda arms, *verdicts: [arm for arm in arms if arm["verdict"] in verdicts],
-        clear=lambda study: bool(study["control_gain"]) and study["control_gain"]["low"] > 0,
-        single=lambda study: max(len(arm["by_seed"]) for arm in study["arms"]) == 1,
-        share_of=lambda share: f"{100 * share:.{1 if share >= 0.001 else 3}f} %",
-        **{"signed": _signed, "span": _span, "size": _size},
-    )
+    made = environment(judged=lambda arms, *wanted: [a for a in arms if a["verdict"] in wanted])
     return made.get_template("verdict.txt", globals={"alpha": ALPHA}).module
 
 
-def _signed(value: float, unit: str = " points") -> str:
-    """Points with their sign; a value that rounds to 0 has none."""
-    text = f"{100 * value:+.1f}"
-    return f"{'0.0' if float(text) == 0 else text}{unit}"
+def arm_interval(scores_SI: ArrayLike, base_I: ArrayLike | None = None) -> Interval:
+    """The mean of scores, seeds x problems, with its 95 % interval over both, within [0, 1].
+
+    With those of the untrained model on the same problems that of the gain, within [-1, 1].
+    """
+    scores = table(scores_SI) - (0.0 if base_I is None else table(base_I))
+    return estimate(scores, (0.0 if base_I is None else -1.0, 1.0), alone=True).interval(0.95)
 
 
-def _span(found: Mapping[str, float], level: int | str = "") -> str:
-    return f"{_signed(found[f'low{level}'], '')} to {_signed(found[f'high{level}'], '')}"
+def paired(arm_SI: ArrayLike, control_SI: ArrayLike, rng: Generator) -> Estimate:
+    """The estimate of arm - control, whose rows are the same seeds in the same order."""
+    return estimate(table(arm_SI) - table(control_SI), (-1.0, 1.0), rng)
 
 
-def _size(value: float) -> str:
-    text = f"{100 * value:.1f}".removesuffix(".0")
-    return f"{text} point{'' if text == '1' else 's'}"
+def variance(scores_SI: ArrayLike) -> Variance | None:
+    """The variances of seeds, problems and the rest; None for a single seed."""
+    found = spread(table(scores_SI))
+    return found.components if found.num_seeds > 1 else None
+
+
+def compare(
+    scores: Mapping[str, Rows],
+    control: str,
+    base_I: ArrayLike,
+    margin: float,
+    rng: Generator,
+    placebos: Collection[str] = (),
+) -> dict[str, ArmResult]:
+    """Every arm against the control; `scores` has by arm and seed one score a problem.
+
+    All arms are bootstrapped with the same random numbers: none depends on which others there are.
+    UserError for a single problem.
+    """
+    base = table(base_I)
+    draw = int(rng.integers(2**63))
+    others = {name: {} if name == control else scores[control] for name in scores}
+    arms = {name: _compared(name, rows, others[name], base, draw) for name, rows in scores.items()}
+    learned = arms[control][0].gain
+    clear = learned is not None and learned.low > 0
+    tests = _tests({n: d for n, (_, d) in arms.items() if d and n not in placebos}, margin)
+    open_arms = sum(not by_name["noninferior"].holds for by_name in tests.values())
+    found = {}
+    for name, (arm, gap) in arms.items():
+        verdict = _verdict(arm, tests.get(name), name == control, name in placebos, clear)
+        found[name] = replace(arm, tests=tests.get(name), verdict=verdict)
+        if gap and verdict == "undecided" and clear and name in tests:
+            needed = gap.spread.seeds_needed(margin, ALPHA / open_arms)
+            found[name] = replace(found[name], seeds_needed=needed)
+    return found
+
+
+def _compared(
+    name: str, rows: Rows, control: Rows, base_I: Column, draw: int
+) -> tuple[ArmResult, Estimate | None]:
+    """What one arm's scores give, not yet judged; `control` is empty for the control itself."""
+    if not rows:
+        return ArmResult(name, "", "", retention_note="no seed finished"), None
+    scores_SI = np.stack([rows[seed] for seed in sorted(rows)])
+    by_seed = {str(seed): float(np.mean(rows[seed])) for seed in sorted(rows)}
+    bands = arm_interval(scores_SI), arm_interval(scores_SI, base_I)
+    below = sum(reached < base_I.mean() - stats.ROUNDING for reached in by_seed.values())
+    alone = ArmResult(name, "", "", by_seed=by_seed, accuracy=bands[0], gain=bands[1])
+    alone = replace(alone, below_base=stats.share_interval(below, len(by_seed)))
+    if not control:
+        return alone, None
+    seeds = tuple(sorted(set(rows) & set(control)))
+    if not seeds:
+        why = "no seed finished both here and in the control"
+        return replace(alone, retention_note=why), None
+    arm_SI, control_SI = (np.stack([of[seed] for seed in seeds]) for of in (rows, control))
+    found = paired(arm_SI, control_SI, np.random.default_rng(draw))
+    compared = replace(alone, difference=difference(found))
+    kept = retention(arm_SI, control_SI, base_I)
+    if isinstance(kept, str):
+        return replace(compared, retention_note=kept), found
+    return replace(compared, retention=kept), found
+
+
+def _tests(found: Mapping[str, Estimate], margin: float) -> dict[str, dict[str, ClaimTest]]:
+    p_values = {
+        "noninferior": [d.p_at_most(-margin) for d in found.values()],
+        "superior": [min(1.0, 2 * d.p_at_most(0.0)) for d in found.values()],
+        "equivalent": [max(d.p_at_most(-margin), d.p_at_least(margin)) for d in found.values()],
+        "inferior": [min(1.0, 2 * d.p_at_least(0.0)) for d in found.values()],
+    }
+    adjusted = {test: stats.holm(values) for test, values in p_values.items()}
+    tests: dict[str, dict[str, ClaimTest]] = {}
+    for place, name in enumerate(found):
+        after = {test: values[place] for test, values in adjusted.items()}
+        held = {test for test, p in after.items() if p <= ALPHA}
+        held -= set() if "noninferior" in held else {"superior", "equivalent"}
+        before = {test: values[place] for test, values in p_values.items()}
+        tests[name] = {t: ClaimTest(before[t], after[t], t in held) for t in p_values}
+    return tests
+
+
+def _verdict(
+    arm: ArmResult, tests: Mapping[str, ClaimTest] | None, control: bool, placebo: bool, clear: bool
+) -> str:
+    """The class of an arm; where the control did not clearly gain there is nothing to match."""
+    if arm.accuracy is None or arm.gain is None:
+        return "failed"
+    if control:
+        return "control"
+    if placebo:
+        loses = "placebo loses" if arm.gain.high < 0 else "placebo"
+        return "placebo gains" if arm.gain.low > 0 else loses
+    matched = {"equivalent": "equivalent", "noninferior": "not worse"} if clear else {}
+    words = {"superior": "better", **matched, "inferior": "worse"}
+    return next((word for test, word in words.items() if tests and tests[test].holds), "undecided")

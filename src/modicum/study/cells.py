@@ -13,7 +13,7 @@ from pathlib import Path
 
 from modicum.config import Held, read_toml
 from modicum.parts import require_group
-from modicum.report.words import duration
+from modicum.report.words import say
 from modicum.results import TuningRun
 from modicum.runs import Run, read_lines, read_object
 from modicum.study import design
@@ -114,14 +114,15 @@ def tune(bench: Bench) -> dict[str, Choice]:
     tuned = [arm for arm in bench.arms if not arm.placebo]
     defaults = {arm.name: default_rate(bench, arm) for arm in tuned}
     rounds: dict[str, list[list[TuningRun]]] = {arm.name: [] for arm in tuned}
-    for number, share in enumerate(shares(study)):
-        tries = {
-            arm.name: next_round(arm, rounds[arm.name][-1], share)
-            if number
-            else first_round(study, arm, defaults[arm.name])
-            for arm in tuned
-        }
-        cells = [_tuning_cell(bench, arm, entry) for arm in tuned for entry in tries[arm.name]]
+    for share in shares(study):
+        cells, tries = [], dict[str, list[TuningRun]]()
+        for arm in tuned:
+            fresh, done = first_round(study, arm, defaults[arm.name]), rounds[arm.name]
+            tries[arm.name] = next_round(arm, done[-1], share) if done else fresh
+            for entry in tries[arm.name]:
+                given = (arm, study.tuning.seed, entry.folder, entry.rate, entry.share)
+                label = f"tuning {arm.name} at {entry.rate:.2g}"
+                cells.append(bench.cell(label, bench.config(*given), "tune"))
         bench.run(cells)
         for arm in tuned:
             rounds[arm.name].append([_tried(bench, entry) for entry in tries[arm.name]])
@@ -130,11 +131,6 @@ def tune(bench: Bench) -> dict[str, Choice]:
     found |= {a.name: Choice(control.learning_rate) for a in bench.arms if a.placebo}
     Run(bench.folder).write("tuning.json", {name: asdict(one) for name, one in found.items()})
     return found
-
-
-def _tuning_cell(bench: Bench, arm: PlannedArm, entry: TuningRun) -> Cell:
-    config = bench.config(arm, bench.study.tuning.seed, entry.folder, entry.rate, entry.share)
-    return bench.cell(f"tuning {arm.name} at {entry.rate:.2g}", config, "tune")
 
 
 def _tried(bench: Bench, entry: TuningRun) -> TuningRun:
@@ -178,10 +174,9 @@ def check_arms(study: Study) -> None:
         same = objectives.method(goal, each, any_scale=config.optimizer.max_grad_norm == 0)
         other = seen.setdefault((same, repr(replace(config, objective=""))), arm.name)
         if other != arm.name and not study.null_check:
-            raise UserError(
-                f"the arms {other} and {arm.name} are the same method here (docs/objectives.md):"
-                " compare others, or say null_check = true if they are to measure the noise"
-            )
+            hint = "compare others, or say null_check = true if they are to measure the noise"
+            why = f"are the same method here (docs/objectives.md): {hint}"
+            raise UserError(f"the arms {other} and {arm.name} {why}")
 
 
 @dataclass(frozen=True)
@@ -196,9 +191,7 @@ class CostEstimate:
 
     def text(self) -> str:
         """For a reader."""
-        runs = f"{self.tuning_runs} tuning runs and {self.final_runs} final runs"
-        tokens = "" if self.tokens is None else f", {self.tokens:,.0f} generated tokens"
-        return f"{runs}{tokens}; about {duration(self.seconds)} on this machine"
+        return say("study_cost", of=self)
 
 
 def cost(bench: Bench) -> CostEstimate:

@@ -163,9 +163,8 @@ def parse(tables: Mapping[str, Any], where: str) -> Study:
         if key not in known:
             hint = elsewhere(key, within) or nearest(key, [*known, "config", "arm"])
             raise UserError(f"{where}: unknown key {key!r}; {hint}")
-    for key in ("question", "arms", "budget"):
-        if key not in own:
-            raise UserError(f"{where}: {key} is missing")
+    if missing := [key for key in ("question", "arms", "budget") if key not in own]:
+        raise UserError(f"{where}: {missing[0]} is missing")
     made = from_mapping(Study, own, where)
     try:
         study = replace(made, base=base, extra=extra)
@@ -193,9 +192,8 @@ def arms(study: Study) -> list[PlannedArm]:
         if style == "none":
             raise UserError("placebo: format_only needs a style that asks for a form, not none")
         rewards["format only"] = f"format(style={style!r})"
-    for name, reward in rewards.items():
-        found.append(PlannedArm(name, {**found[0].settings, "reward": reward}, placebo=True))
-    return found
+    own = found[0].settings
+    return found + [PlannedArm(n, {**own, "reward": of}, placebo=True) for n, of in rewards.items()]
 
 
 def _settings(study: Study, name: str) -> dict[str, Any]:

@@ -1,30 +1,128 @@
-"""The mean of a table of scores with its intervals at every level, and p-values that agree.
+"""The mean of a table of scores, seeds x problems, with its intervals, and p-values that agree.
 
-A t-interval (`twolevel`), a hierarchical bootstrap of pivots (T* = (mean* - mean) / standard
-error*), or an interval over problems: docs/statistics.md says which when, and why. A p-value is
-the level at which the limit meets the value that is tested.
+Two-way random effects (Searle, Casella and McCulloch 1992, ch. 4): docs/statistics.md. A t-interval,
+whose half-width h is a MOVER interval (Zou and Donner 2008):
+
+    h^2 = t(S-1)^2 MS_seeds / (S I)  +  t(I-1)^2 max(0, MS_problems - MS_rest) / (S I)
+
+a hierarchical bootstrap of pivots (T* = (mean* - mean) / standard error*), or an interval over problems.
 
     R resample, S seed, I problem
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import astuple, dataclass, field
 
 import numpy as np
+from numpy.random import Generator
+from numpy.typing import ArrayLike, NDArray
+from scipy import special
 
-from modicum.results import Column
-from modicum.stats import Difference, Interval, change_interval, interval, no_spread
-from modicum.study.twolevel import Spread, Table, spread
+from modicum.results import Column, Variance
+from modicum.stats import ROUNDING, Difference, Interval, change_interval, interval, no_spread
+from modicum.types import UserError
 
-RESAMPLES = 9_999
-BLOCK = 200  # Resamples worked on at once, so that all of it stays in the cache.
-LEVEL = 0.95  # of the retained share
-MAX_STEPS = 40  # Doublings of the distance from the estimate; 2^40 is no ratio.
+Table = NDArray[np.float64]
+POWER, MOST = 0.8, 100  # of `seeds_needed`
+RESAMPLES, BLOCK = 9_999, 200  # worked on at once: all of it stays in the cache
+LEVEL, MAX_STEPS = 0.95, 40  # of the retained share; doublings of a distance: 2^40 is no ratio
 MAX_T_SEEDS = 5
 ONE_SEED = "interval over problems of one seed"
 T_INTERVAL = "t-interval over seeds and problems"
 BOOTSTRAP = "hierarchical bootstrap"
 NO_SPREAD = "Wilson interval, as all scores are equal"
+
+
+@dataclass(frozen=True)
+class Spread:
+    """The mean of a table and its mean squares; with one seed only `problems` is not 0."""
+
+    num_seeds: int
+    num_problems: int
+    mean: float
+    seeds: float
+    problems: float
+    residual: float
+
+    @property
+    def none(self) -> bool:
+        """Whether all scores of the table are equal."""
+        return self.seeds == self.problems == self.residual == 0
+
+    @property
+    def parts(self) -> tuple[float, float]:
+        """The variance of the mean in its two parts: that seen over seeds, and problems' own."""
+        cells = self.num_seeds * self.num_problems
+        return self.seeds / cells, max(0.0, self.problems - self.residual) / cells
+
+    @property
+    def standard_error(self) -> float:
+        """Of the mean, over seeds and problems."""
+        return math.sqrt(sum(self.parts))
+
+    @property
+    def components(self) -> Variance:
+        """The moment estimates of the three variances; negative ones are 0."""
+        seed = max(0.0, self.seeds - self.residual) / self.num_problems
+        problem = max(0.0, self.problems - self.residual) / self.num_seeds
+        return Variance(seed, problem, self.residual)
+
+    def half_width(self, level: float) -> float:
+        """Half the width of the two-sided interval at `level`."""
+        return half_width(self.num_seeds, self.num_problems, (1 + level) / 2, self.parts)
+
+    def seeds_needed(self, margin: float, alpha: float = 0.05) -> int | None:
+        """The smallest number of seeds above those there are that settles an arm with a chance of 80 %.
+
+        `alpha` is one-sided. None: `MOST` are not enough, as more do not shrink B/I; or one seed.
+        """
+        if self.num_seeds < 2 or self.none:
+            return None
+        problems, variances = self.num_problems, self.components
+        for seeds in range(self.num_seeds + 1, MOST + 1):
+            seen = variances.seed / seeds + variances.residual / (seeds * problems)
+            power, not_worse, worse = (
+                half_width(seeds, problems, probability, (seen, variances.problem / problems))
+                for probability in (POWER, 1 - alpha, 0.975)
+            )
+            if self.mean + margin >= not_worse + power or -self.mean >= worse + power:
+                return seeds
+        return None
+
+
+def half_width(
+    num_seeds: int, num_problems: int, probability: float, parts: tuple[float, float]
+) -> float:
+    """The h of this module's docstring, at a one-sided `probability`; see `Spread.parts`."""
+    seeds = float(special.stdtrit(num_seeds - 1, probability)) if num_seeds > 1 else 0.0
+    problems = float(special.stdtrit(num_problems - 1, probability))
+    return math.sqrt(seeds**2 * parts[0] + problems**2 * parts[1])
+
+
+def spread(table_SI: Table) -> Spread:
+    """The mean and the mean squares of a table."""
+    num_seeds, num_problems = table_SI.shape
+    mean = float(table_SI.mean())
+    if np.ptp(table_SI) < ROUNDING:
+        return Spread(num_seeds, num_problems, float(table_SI[0, 0]), 0.0, 0.0, 0.0)
+    centred_SI = table_SI - mean
+    rows_S, columns_I = centred_SI.mean(1), centred_SI.mean(0)
+    problems = num_seeds * float(columns_I @ columns_I) / (num_problems - 1)
+    if num_seeds == 1:
+        return Spread(1, num_problems, mean, 0.0, problems, 0.0)
+    seeds = num_problems * float(rows_S @ rows_S) / (num_seeds - 1)
+    rest_SI = centred_SI - rows_S[:, None] - columns_I
+    residual = float((rest_SI * rest_SI).sum()) / ((num_seeds - 1) * (num_problems - 1))
+    return Spread(num_seeds, num_problems, mean, seeds, problems, residual)
+
+
+def table(scores: ArrayLike) -> Table:
+    """Scores as seeds x problems; one row may come flat. UserError for fewer than two problems."""
+    table_SI = np.atleast_2d(np.asarray(scores, dtype=np.float64))
+    if table_SI.shape[1] < 2:
+        raise UserError(f"scores must be of at least two problems, not of {table_SI.shape[1]}")
+    return table_SI
 
 
 @dataclass(frozen=True)
@@ -47,9 +145,8 @@ class Estimate:
         """Of the interval, in words."""
         if self.spread.none:
             return NO_SPREAD
-        if self.spread.num_seeds == 1:
-            return ONE_SEED
-        return T_INTERVAL if self.pivots_R is None else BOOTSTRAP
+        several = T_INTERVAL if self.pivots_R is None else BOOTSTRAP
+        return ONE_SEED if self.spread.num_seeds == 1 else several
 
     def interval(self, level: float) -> Interval:
         """The two-sided interval at `level`, within the bounds."""
@@ -80,7 +177,7 @@ class Estimate:
         return 1 - self._p(value) if value < self.mean else self._p(value)
 
     def _p(self, value: float) -> float:
-        """The one-sided p at which the interval comes to hold a value, by bisection."""
+        """The one-sided p at which a limit of the interval meets a value, by bisection."""
 
         def clear(level: float) -> bool:
             found = self.interval(level)
@@ -97,10 +194,7 @@ class Estimate:
 
 
 def estimate(
-    table_SI: Table,
-    bounds: tuple[float, float],
-    rng: np.random.Generator | None = None,
-    alone: bool = False,
+    table_SI: Table, bounds: tuple[float, float], rng: Generator | None = None, alone: bool = False
 ) -> Estimate:
     """The estimate of a mean; with `rng` and six seeds or more, bootstrapped.
 
@@ -119,7 +213,7 @@ def difference(found: Estimate) -> Difference:
     return Difference(found.mean, narrow.low, narrow.high, wide.low, wide.high, found.method)
 
 
-def pivots(table_SI: Table, rng: np.random.Generator, resamples: int = RESAMPLES) -> Column:
+def pivots(table_SI: Table, rng: Generator, resamples: int = RESAMPLES) -> Column:
     """The pivots of `resamples` tables that have spread, sorted.
 
     A resample is counts over seeds and over problems: all of them are three matrix products.
@@ -146,7 +240,7 @@ def pivots(table_SI: Table, rng: np.random.Generator, resamples: int = RESAMPLES
     return np.sort(np.concatenate(found))
 
 
-def counts(rng: np.random.Generator, rows: int, size: int) -> Column:
+def counts(rng: Generator, rows: int, size: int) -> Column:
     """How often each of `size` things was drawn in `size` draws, for each row."""
     drawn = rng.integers(0, size, (rows, size)) + size * np.arange(rows)[:, None]
     return np.bincount(drawn.ravel(), minlength=rows * size).reshape(rows, size).astype(np.float64)
@@ -180,8 +274,7 @@ def retention(arm_SI: Table, control_SI: Table, base_I: Table) -> Interval | str
             for a, c, d in zip(*(astuple(it)[-3:] for it in (arm, control, both)), strict=True)
         )
         mean = arm.mean - value * control.mean
-        found = Spread(arm.num_seeds, arm.num_problems, mean, *squares)
-        return abs(mean) - found.half_width(LEVEL)
+        return abs(mean) - Spread(arm.num_seeds, arm.num_problems, mean, *squares).half_width(LEVEL)
 
     low, high = _end(excess, ratio, -1.0), _end(excess, ratio, 1.0)
     if low is None or high is None:

@@ -14,7 +14,7 @@ from modicum import stats
 from modicum.disk import writing
 from modicum.report.style import INK, MUTED, PAPER, SERIES, blank, styled, svg
 from modicum.report.tables import terminal, terminal_table
-from modicum.report.words import NONE, decimal, interval, percent, points, short
+from modicum.report.words import filled, percent
 from modicum.types import UserError
 
 Over = Literal["layers", "blocks", "parts"]
@@ -149,22 +149,10 @@ def _level(best: Standing, other: Standing) -> bool:
 def show(result: Mapping[str, Any]) -> None:
     """Print the ranking as a table to standard output."""
     base, full = result["base"], [result["full"]] if result["full"] else []
-    caption = (
-        f"gain over the base's {percent(base['accuracy'])}% on {base['num_problems']}"
-        f" {result['split']} problems, in points; = level with the best"
-    )
-    rows = [
-        (
-            unit["update"],
-            "=" if unit["level_with_best"] else "",
-            "stopped" if unit["gain"] is None else points(unit["gain"]),
-            *(interval(*unit[k]) if unit[k] else NONE for k in ("over_seeds", "over_problems")),
-            NONE if unit["contribution"] is None else f"{percent(unit['contribution'], 0)}%",
-            short(unit["parameters"]),
-            decimal(unit["seconds"]),
-        )
-        for unit in (*result["units"], *full)
-    ]
+    on = f"{base['num_problems']} {result['split']} problems, in points; = level with the best"
+    caption = f"gain over the base's {percent(base['accuracy'])}% on {on}"
+    lines = filled("scan.txt", units=[*result["units"], *full]).splitlines()
+    rows = [line.split(" | ") for line in lines]
     terminal().print(terminal_table((*HEADS, "seconds"), rows, caption, wrap=True))
 
 

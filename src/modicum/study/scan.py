@@ -81,7 +81,23 @@ def run_scan(
     tries = {f" at {rate:g}": {"optimizer": {"learning_rate": rate}} for rate in rates}
     ends = (tries or {"": {}}).items()
     arms = {f"{name}{end}": {"update": name, **table} for end, table in ends for name in labels}
-    study = _design(scan, config, arms)
+    seeds, spent = tuple(range(config.seed, config.seed + scan.seeds)), config.budget
+    limit = (spent.budget_unit, spent.budget) if spent.budget else ("steps", config.steps)
+    own = tomllib.loads(to_toml(config))  # without what is None
+    for name in ("seed", "out", "steps", "budget", "update"):
+        del own[name]
+    del own["evaluation"]["eval_split"]
+    study = Study(
+        f"Which of the {scan.over} gain most when they are trained alone?",
+        tuple(arms),
+        control=next(iter(arms)),
+        seeds=seeds,
+        keep=scan.keep,
+        budget=Allowance(*limit, config.steps),
+        tuning=Tuning((1.0,), seed=seeds[-1] + 1),
+        base=own,
+        extra=arms,
+    )
     root, how = Path(out), (jobs, launcher, retry_failed, observer)
     with run.opened(study, root, *how, kind="scan", overwrite=overwrite) as bench:
         bench = replace(bench, split=split)
@@ -92,31 +108,15 @@ def run_scan(
         bench.run(trials)
         start = read_object(base.folder / BASE)
         tried = [_standing(bench.study, arm, labels, root, start["scores"]) for arm in bench.arms]
-        found = _result(scan, config, chosen, tried, start, rates)
+        found = {name: getattr(scan, name) for name in ("over", "method")}
+        found |= {name: getattr(config, name) for name in ("model", "task", "steps")}
+        found |= {"seeds": list(seeds), "rates": list(rates), "split": split}
+        found["base"] = {k: start[k] for k in ("accuracy", "low", "high", "num_problems")}
+        found |= _ranked(scan, chosen, tried, len(rates) or 1)
         found["notes"] = [*notes, *found["notes"]]
         Run(root).write("scan.json", found)
         ranking.draw(found, root)
     return found
-
-
-def _design(scan: Scan, config: TrainConfig, arms: Mapping[str, Mapping[str, Any]]) -> Study:
-    seeds, spent = tuple(range(config.seed, config.seed + scan.seeds)), config.budget
-    limit = (spent.budget_unit, spent.budget) if spent.budget else ("steps", config.steps)
-    base = tomllib.loads(to_toml(config))  # without what is None
-    for name in ("seed", "out", "steps", "budget", "update"):
-        del base[name]
-    del base["evaluation"]["eval_split"]
-    return Study(
-        f"Which of the {scan.over} gain most when they are trained alone?",
-        tuple(arms),
-        control=next(iter(arms)),
-        seeds=seeds,
-        keep=scan.keep,
-        budget=Allowance(*limit, config.steps),
-        tuning=Tuning((1.0,), seed=seeds[-1] + 1),
-        base=base,
-        extra=arms,
-    )
 
 
 def _fitting(scan: Scan, config: TrainConfig) -> tuple[list[Unit], list[str]]:
@@ -148,30 +148,20 @@ def _fitting(scan: Scan, config: TrainConfig) -> tuple[list[Unit], list[str]]:
 def _standing(
     study: Study, arm: PlannedArm, labels: Mapping[str, str], root: Path, base: Sequence[float]
 ) -> Standing:
-    found = collect.outcome(study, arm, root, {})
-    common = (labels[arm.settings["update"]], arm.settings["update"], base)
-    if not found.results:
-        rate = arm.settings.get("optimizer", {}).get("learning_rate")
-        return Standing(*common, {}, rate, failed=found.failed)
-    first, *_ = found.results
-    config = read_toml(collect.final(study, root, arm)[first] / "config.toml")
-    return Standing(
-        *common,
-        {seed: scores.tolist() for seed, scores in found.scores.items()},
-        config["optimizer"].get("learning_rate"),
-        found.results[first]["trainable_parameters"],
-        fmean(result["seconds"] for result in found.results.values()),
-        found.failed,
-    )
+    found, update = collect.outcome(study, arm, root, {}), arm.settings["update"]
+    scores = {seed: of.tolist() for seed, of in found.scores.items()}
+    config, more = arm.settings, dict[str, Any]()
+    if found.results:
+        first, *_ = found.results
+        config = read_toml(collect.final(study, root, arm)[first] / "config.toml")
+        more["parameters"] = found.results[first]["trainable_parameters"]
+        more["seconds"] = fmean(result["seconds"] for result in found.results.values())
+    rate = config.get("optimizer", {}).get("learning_rate")
+    return Standing(labels[update], update, base, scores, rate, failed=found.failed, **more)
 
 
-def _result(
-    scan: Scan,
-    config: TrainConfig,
-    chosen: Sequence[Unit],
-    tried: Sequence[Standing],
-    base: Mapping[str, Any],
-    rates: Sequence[float],
+def _ranked(
+    scan: Scan, chosen: Sequence[Unit], tried: Sequence[Standing], num_rates: int
 ) -> dict[str, Any]:
     standings = ranking.judge(tried)
     full = next((s for s in standings if s.unit == FULL), None)
@@ -183,21 +173,11 @@ def _result(
     places = [unit.place for unit in chosen if unit.label in best]
     every = [*units, full] if full else units
     stopped = [f"{standing.unit}, {text}" for standing in every for text in standing.failed]
+    shown = [{"place": labels.index(s.unit), "chosen": s.unit in best} | s.shown for s in units]
     return {
-        "over": scan.over,
-        "method": scan.method,
-        "model": config.model,
-        "task": config.task,
-        "steps": config.steps,
-        "seeds": list(range(config.seed, config.seed + scan.seeds)),
-        "rates": list(rates),
-        "split": config.evaluation.eval_split,
-        "base": {key: base[key] for key in ("accuracy", "low", "high", "num_problems")},
-        "units": [
-            {"place": labels.index(s.unit), "chosen": s.unit in best, **s.shown} for s in units
-        ],
+        "units": shown,
         "full": full and full.shown,
         "best_units": best,
         "best": scan.update(ranking.together(scan.over, places)),
-        "notes": [*analysis.said("of_scan", units, full, len(rates) or 1), *stopped],
+        "notes": [*analysis.said("of_scan", units, full, num_rates), *stopped],
     }

@@ -6,6 +6,7 @@ Learning and tuning have a panel for each arm, all else is a table: a row an arm
 import math
 from collections.abc import Mapping, Sequence
 from functools import partial
+from statistics import fmean
 from typing import Any
 
 import numpy as np
@@ -15,8 +16,7 @@ from modicum.report import document, style
 from modicum.report.figures import curves
 from modicum.report.figures.curves import ACCURACY, AXES, PROBE, TRAINED, Line
 from modicum.report.read import Columns
-from modicum.report.study.families import CONTROL, family
-from modicum.report.study.read import ArmCurves, StudyRecord
+from modicum.report.study.read import CONTROL, ArmCurves, StudyRecord, family
 from modicum.report.style import BROAD, GRID, INK, MUTED, NARROW, PAPER, Axes, Figure, blank, tip
 from modicum.report.words import brief, listed, rate, say
 from modicum.results import Analysis, ArmResult
@@ -55,23 +55,20 @@ def arms(study: StudyRecord) -> list[ArmResult]:
 
 def figures(study: StudyRecord) -> list[document.Figure]:
     """A figure for each axis that was logged; what the budget counts comes first."""
-    made, budget, shown = [], study.analysis.budget, metric(study)
+    made, budget, y = [], study.analysis.budget, metric(study)
     unit = budget.unit if budget else "steps"
     for axis in sorted(AXES, key=lambda axis: axis.rstrip("s") != unit.rstrip("s")):
-        found = lines(study, shown, axis)
-        ends = [f"{a.name} {end.ends()}" for a in arms(study) if (end := found[a.slug])]
-        if ends:
+        found = lines(study, y, axis)
+        if ends := [f"{a.name} {end.ends()}" for a in arms(study) if (end := found[a.slug])]:
             name = f"learning-{axis.rstrip('s')}s"
-            values = {"axis": AXES[axis], "metric": shown, "ends": ends}
-            draw = partial(_draw, study, axis)
+            values = {"axis": AXES[axis], "metric": y, "ends": ends}
+            draw = partial(_draw, study, y, axis, found)
             made.append(document.figure("arm_learning", draw, name, **values))
     return made
 
 
-def _draw(study: StudyRecord, axis: str, narrow: bool) -> Figure:
-    shown, y = arms(study), metric(study)
-    found = lines(study, y, axis)
-    known = [line for line in found.values() if line]
+def _draw(study: StudyRecord, y: Metric, axis: str, found: Lines, narrow: bool) -> Figure:
+    shown, known = arms(study), [line for line in found.values() if line]
     control = found.get(study.control.slug)
     accuracy = "accuracy (%)" if y.factor == 100 else "reward"
     figure, grid = style.grid([arm.name for arm in shown], narrow, AXES[axis], accuracy)
@@ -91,8 +88,7 @@ def _draw(study: StudyRecord, axis: str, narrow: bool) -> Figure:
             if y.factor == 100:
                 _held_out(axes, study.curves[arm.slug], arm, own.x[-1], axis, kind.colour)
         if y.factor == 100 and study.analysis.base is not None:
-            base = 100 * study.analysis.base.mean
-            axes.axhline(base, color=MUTED, linewidth=0.8, dashes=(4, 3))
+            axes.axhline(100 * study.analysis.base.mean, color=MUTED, linewidth=0.8, dashes=(4, 3))
     return figure
 
 
@@ -113,17 +109,10 @@ def between(curves: ArmCurves, axis: str) -> tuple[list[float], list[float]]:
     """x and mean held-out accuracy (%) at the steps that every seed evaluated before its last."""
     tables = [{pair[0]: pair[1] for pair in pairs[:-1]} for pairs in curves.evaluations.values()]
     common = set.intersection(*map(set, tables)) if tables else set()
-    xs, ys = [], []
-    for step in sorted(common):
-        places = [
-            float(np.interp(step + 1, columns["step"], columns[axis]))
-            for columns in curves.seeds.values()
-            if axis in columns and np.isfinite(columns[axis]).all()
-        ]
-        if places:
-            xs.append(float(np.mean(places)))
-            ys.append(100 * float(np.mean([table[step] for table in tables])))
-    return xs, ys
+    seeds = [of for of in curves.seeds.values() if axis in of and np.isfinite(of[axis]).all()]
+    steps = sorted(common) if seeds else []
+    xs = [fmean(np.interp(step + 1, of["step"], of[axis]) for of in seeds) for step in steps]
+    return xs, [100 * fmean(table[step] for table in tables) for step in steps]
 
 
 def gather(study: StudyRecord) -> tuple[dict[Metric, Lines], list[str]]:
@@ -157,8 +146,7 @@ def _draw_signals(study: StudyRecord, moving: Mapping[Metric, Lines], narrow: bo
     width = (across - left) / count
     for number, (metric, found) in enumerate(signals):
         line, column = divmod(number, count)
-        top = line * block + head
-        place = (left + column * width, top, width * 0.92, row * len(names))
+        place = (left + column * width, line * block + head, width * 0.92, row * len(names))
         axes = style.place(figure, *place)
         _column(axes, study, metric, found, narrow, width)
         look: dict[str, Any] = {"fontsize": 7} if narrow else {"ha": "right", "va": "center"}
@@ -181,20 +169,17 @@ def _column(
     axes.set_xlim(0, 1)
     axes.set_ylim(len(shown), 0)
 
-    def draw(line: Line, bottom: float, colour: str, width: float, alpha: float) -> None:
-        shares = (line.mean - low) / ((high - low) or 1.0)
-        look = {"color": colour, "linewidth": width, "alpha": alpha}
-        axes.plot(0.72 * line.x / last, bottom - room * shares, **look)
-
     for number, arm in enumerate(shown):
         bottom = number + 0.94
         axes.plot([0, 0.72], [bottom, bottom], color=GRID, linewidth=0.6)
         kind = family(study.analysis, arm)
         control, own = found.get(study.control.slug), found[arm.slug]
-        if control is not None and kind is not CONTROL:
-            draw(control, bottom, MUTED, 0.8, 0.5)
+        behind = None if kind is CONTROL else control
+        for line, colour, thick, alpha in ((behind, MUTED, 0.8, 0.5), (own, kind.colour, 1.3, 1.0)):
+            if line is not None:
+                y = bottom - room * ((line.mean - low) / ((high - low) or 1.0))
+                axes.plot(0.72 * line.x / last, y, color=colour, linewidth=thick, alpha=alpha)
         if own is not None:
-            draw(own, bottom, kind.colour, 1.3, 1.0)
             look = {"fontsize": 6.5, "va": "center", "color": INK}
             axes.text(0.75, bottom - room / 2, brief(own.mean[-1]), **look)
     title = style.shorten(metric.short, width, 7.5)

@@ -6,12 +6,14 @@ from collections.abc import Iterator, Sequence
 from modicum.report import document, style
 from modicum.report.style import GRID, MUTED, SERIES, Figure, tip
 from modicum.report.words import NONE, small_percent
-from modicum.results import Anatomy, AnatomyPart
+from modicum.results import Anatomy
 
 WIDE = 6  # maps that are as wide as the page, with numbers in their cells; more are small
 NUMBERED_LAYERS = 14  # with more, the numbers in the cells would not fit
 # Columns of a wide map outside of the layers: part -> (label, whether it comes before them).
 OUTSIDE = {"embedding": ("emb", True), "final norm": ("norm", False), "head": ("head", False)}
+
+WHERE_KNOWN = ("Effective rank", "Participation ratio", "Alarm")  # rows of `measures`
 
 Runs = Sequence[tuple[str, Anatomy | None]]
 Cell = tuple[float, int, int, float | None, str]  # x, y, rows tall, value, what it is
@@ -37,8 +39,7 @@ def _cells(found: Anatomy, parts: Sequence[str], wide: bool) -> Iterator[Cell]:
     for part in (part for part in OUTSIDE if wide and part in found.parts):
         before = OUTSIDE[part][1]
         left, right = (left - 1.4, right) if before else (left, right + 1.4)
-        value = found.parts[part].relative_norm
-        yield left if before else right, 0, len(parts), value, part
+        yield left if before else right, 0, len(parts), found.parts[part].relative_norm, part
 
 
 def _draw(runs: Sequence[tuple[str, Anatomy]], narrow: bool) -> Figure:
@@ -84,42 +85,7 @@ def measures(found: Sequence[Anatomy | None], few: bool = False) -> list[tuple[s
     known = [a for a in found if a is not None]
     if not known:
         return []
-    tensors = [f"{a.tensors_changed} of {a.tensors}" if a else NONE for a in found]
-    rows = [("Tensors changed", tensors)]
-    for key in ("0",) if few else (key for key in known[0].changed if key != "bf16"):
-        name = "at all" if key == "0" else f"by more than {key}"
-        rows.append((f"Entries changed {name} (%)", [_share(a, key) for a in found]))
-    rows.append(("Entries changed that bf16 shows (%)", [_share(a, "bf16") for a in found]))
-    if not few:
-        within = [_share(a, "bf16", within=True) for a in found]
-        rows.append(("The same, within changed tensors (%)", within))
-    sizes = [small_percent(a.relative_norm) if a else NONE for a in found]
-    rows.append(("Size of the change, of the weights' norm (%)", sizes))
-    parts = ("attention", "mlp") if few else dict.fromkeys(name for a in known for name in a.parts)
-    for part in parts:
-        of = [a.parts.get(part, AnatomyPart()) if a else AnatomyPart() for a in found]
-        ranks = f"Effective rank, {part} (of full rank)", list(map(_rank, of))
-        directions = f"Participation ratio, {part} (directions to 90 %)", list(map(_directions, of))
-        rows += [row for row in (ranks, directions) if set(row[1]) != {NONE}]
-    if any(a and a.alarm for a in found):
-        rows.append(("Alarm", [a.alarm if a and a.alarm else NONE for a in found]))
-    return rows
-
-
-def _share(found: Anatomy | None, key: str, within: bool = False) -> str:
-    share = None if found is None else found.changed.get(key)
-    if found is None or share is None or (within and not found.entries_in_changed):
-        return NONE
-    return small_percent(share * (found.entries / found.entries_in_changed if within else 1))
-
-
-def _rank(part: AnatomyPart) -> str:
-    if part.effective_rank is None or part.rank_share is None:
-        return NONE
-    return f"{part.effective_rank:.1f} ({100 * part.rank_share:.0f}%)"
-
-
-def _directions(part: AnatomyPart) -> str:
-    if part.participation_ratio is None or part.directions_90 is None:
-        return NONE
-    return f"{part.participation_ratio:.1f} ({part.directions_90:.1f})"
+    keys = ["0"] if few else [key for key in known[0].changed if key != "bf16"]
+    parts = ["attention", "mlp"] if few else list(dict.fromkeys(n for a in known for n in a.parts))
+    rows = document.measured("anatomy.txt", found, keys=keys, parts=parts, few=few)
+    return [row for row in rows if set(row[1]) != {NONE} or not row[0].startswith(WHERE_KNOWN)]

@@ -1,16 +1,20 @@
 """Curves of training: what runs logged, against steps, tokens and time, and the figures of runs.
 
 A run is smoothed by a centred mean over a tenth of its steps. Of several seeds a line is the mean
-as far as all of them went; its band goes from the lowest seed to the highest.
+as far as all of them went; its band goes from the lowest seed to the highest. `gold` is of what is
+right against the root of the KL from the base, under a learned reward.
 """
 
-from collections.abc import Iterable, Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from statistics import fmean
 from typing import Any
 
 import numpy as np
 
+from modicum import stats
 from modicum.logged import METRICS, Metric, metric_of
 from modicum.report import document
 from modicum.report.read import Columns, RunRecord, colours
@@ -24,6 +28,7 @@ NAMED = 8  # lines that a text names
 POINTS = 50  # of a line, at most: the eye sees no more in a small panel
 ACCURACY, PROBE = "reward/accuracy", "probe/accuracy"
 Records = Sequence[RunRecord]
+Points = list[tuple[float, float]]
 ON_SAMPLES = ("Accuracy on training samples", "0 to 1", "correct completions (%)", "accuracy", "")
 TRAINED = Metric(ACCURACY, *ON_SAMPLES)
 
@@ -139,11 +144,9 @@ def figures(records: Sequence[RunRecord], base: Sequence[float]) -> list[documen
 
 def table(records: Sequence[RunRecord], names: Sequence[str]) -> document.Table | None:
     """Every curve in numbers: means over the first and the last tenth of each run's steps."""
-    measures = [
-        (f"{m.title}, {m.shown}", [_ends(values(r.columns, m)[1]) for r in records])
-        for m, still in metrics([record.columns for record in records]).items()
-        if not still
-    ]
+    moving = [m for m, still in metrics([r.columns for r in records]).items() if not still]
+    columns = {m: [values(r.columns, m)[1] for r in records] for m in moving}
+    measures = [(f"{m.title}, {m.shown}", list(map(_ends, columns[m]))) for m in moving]
     return document.across("The curves in numbers", measures, names)
 
 
@@ -162,6 +165,8 @@ def _lines(
 def _draw(
     records: Records, panels: Sequence[tuple[Metric, str]], base: Sequence[float], narrow: bool
 ) -> Figure:
+    from matplotlib.ticker import EngFormatter, MaxNLocator
+
     columns = 1 if narrow else min(3, len(panels))
     rows, one = -(-len(panels) // columns), len({metric for metric, _ in panels}) == 1
     width, height = (NARROW, 2.1) if narrow else (BROAD, 2.8 if one else 2.1)
@@ -183,7 +188,17 @@ def _draw(
                 axes.lines[-1].set(marker=marker, markersize=3.6, markevery=place)
         for value in base:
             axes.axhline(value, color=INK, linewidth=0.9, dashes=(4, 3))
-        _frame(axes, metric, axis)
+        axes.set_title(metric.title)
+        axes.set_ylabel(metric.shown)
+        axes.set_xlabel(AXES[axis])
+        axes.margins(x=0.02)
+        axes.xaxis.set_major_locator(MaxNLocator(5, integer=axis == "step"))
+        if axis == "tokens":
+            axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+        if axes.get_ylim()[1] >= 10_000:
+            axes.yaxis.set_major_formatter(EngFormatter(sep=""))
+        if axes.get_ylim()[0] > 0 or metric.factor == 100:
+            axes.set_ylim(bottom=0)
         if one and number:
             axes.set_title("")
             axes.set_ylabel(metric.shown if narrow else "")
@@ -191,22 +206,6 @@ def _draw(
             axes.set_xlabel("")
     legend(figure, [(update, *series(n)) for update, n in shown.items()], bool(base))
     return figure
-
-
-def _frame(axes: Axes, metric: Metric, axis: str) -> None:
-    from matplotlib.ticker import EngFormatter, MaxNLocator
-
-    axes.set_title(metric.title)
-    axes.set_ylabel(metric.shown)
-    axes.set_xlabel(AXES[axis])
-    axes.margins(x=0.02)
-    axes.xaxis.set_major_locator(MaxNLocator(5, integer=axis == "step"))
-    if axis == "tokens":
-        axes.xaxis.set_major_formatter(EngFormatter(sep=""))
-    if axes.get_ylim()[1] >= 10_000:
-        axes.yaxis.set_major_formatter(EngFormatter(sep=""))
-    if axes.get_ylim()[0] > 0 or metric.factor == 100:
-        axes.set_ylim(bottom=0)
 
 
 def _ends(column: Column) -> str:
@@ -219,3 +218,71 @@ def _words(records: Sequence[RunRecord], metric: Metric) -> str:
     texts = [f"{update} {line.ends()}" for update, (line, _) in _lines(records, metric).items()]
     more = [f"and {len(texts) - NAMED} more"] if len(texts) > NAMED else []
     return f"{metric.title} in {metric.shown}: {', '.join([*texts[:NAMED], *more])}."
+
+
+def gold(records: Mapping[str, RunRecord]) -> document.Figure | None:
+    """The figure of the runs, by their names, that have a learned reward; None where none has."""
+    pairs = [(n, r) for n, r in records.items() if np.isfinite(r.columns.get("gold/kl", ())).any()]
+    found = {name: gold_curve(of.columns) for name, of in pairs}
+    ends = ((name, of, of[:, of[1].argmax()]) for name, of in found.items())
+    peaks = [(name, *peak, of[1, -1], bend(of), price(of)) for name, of, peak in ends]
+    drawn = partial(_draw_gold, found, {name: best_of(of) for name, of in pairs})
+    return document.figure("gold", drawn, peaks=peaks) if found else None
+
+
+def gold_curve(columns: Mapping[str, Column]) -> Column:
+    """Root of the KL, gold and learned score (%), tokens, of steps with a KL [4, S]; smoothed."""
+    seen = np.isfinite(columns["gold/kl"])
+    keys = ("gold/kl", "gold/strict", "gold/proxy")
+    kl, gold, proxy = (smooth(columns[key][seen]) for key in keys)
+    tokens = columns.get("tokens", columns["step"])[seen]
+    return np.stack([np.sqrt(np.maximum(kl, 0)), 100 * gold, 100 * proxy, tokens])
+
+
+def bend(of: Column) -> tuple[float, float, float] | None:
+    """Gao's form of a curve's gain in gold, R(d) = d (alpha - beta ln d) (arXiv 2210.10760).
+
+    By least squares over d > 0, the root of the KL: alpha and beta in points, and the KL in nats at
+    which it is highest. None where there are too few points, or it bends upward.
+    """
+    d, gain = of[0][of[0] > 0], (of[1] - of[1][0])[of[0] > 0]
+    if len(d) < 3:
+        return None
+    (alpha, beta), *_ = np.linalg.lstsq(np.stack([d, -d * np.log(d)], 1), gain)
+    return (alpha, beta, float(np.exp(2 * (alpha / beta - 1)))) if beta > 0 else None
+
+
+def price(of: Column) -> float | None:
+    """Points that the learned score rose for each that gold rose, from the first step to the peak."""
+    peak = of[1].argmax()
+    gold, proxy = (float(of[row][peak] - of[row][0]) for row in (1, 2))
+    return proxy / gold if gold > 0 else None
+
+
+def best_of(record: RunRecord) -> Points:
+    """Root of the KL and gold (%) of the best of n by the score, of the first step's samples."""
+    groups = defaultdict[str, Points](list)
+    for sample in (s for s in record.samples if s.step == record.samples[0].step):
+        for term, score in sample.scores.items():
+            if term.startswith("learned(") and "strict" in sample.logged:
+                groups[sample.question].append((score, sample.logged["strict"]))
+    most = min(map(len, groups.values()), default=0)
+    return [
+        (stats.best_of_kl(n) ** 0.5, 100 * fmean(stats.best_of(of, n) for of in groups.values()))
+        for n in (1, 4, 16, 64)
+        if n <= most
+    ]
+
+
+def _draw_gold(curves: Mapping[str, Column], best: Mapping[str, Points], narrow: bool) -> Figure:
+    made = blank(*((NARROW, 2.6) if narrow else (BROAD, 3.2)), fitted=True)
+    axes, looks = made.subplots(), [(run, *series(number)) for number, run in enumerate(curves)]
+    for (run, colour, *_), (x, gold, proxy, _) in zip(looks, curves.values(), strict=True):
+        name(axes.plot(x, gold, color=colour, lw=1.5)[0], run)
+        axes.plot(x, proxy, ":", color=colour, lw=1.0)
+        axes.plot(x[gold.argmax()], gold.max(), "*", color=colour, markersize=11)
+        axes.plot(*np.array(best[run]).reshape(-1, 2).T, "o", color=colour, mfc="none")
+    axes.set_xlabel("root of the KL from the base, in nats")
+    axes.set_ylabel("correct, score (%)")
+    legend(made, looks)
+    return made

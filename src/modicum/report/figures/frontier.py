@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from modicum.report import document, style
-from modicum.report.study.families import family, present
+from modicum.report.study.read import family, present
 from modicum.report.style import BROAD, INK, MUTED, NARROW, PAPER, Axes, Figure, blank, tip
 from modicum.report.tables import RunRow
 from modicum.report.words import decimal, listed, memory, short
@@ -21,6 +21,7 @@ ROUNDS = 8  # of `arrange`
 DISTANCES = (0.09, 0.16, 0.26, 0.4, 0.58, 0.8)  # of a label from its point
 LINE_FROM = 0.2  # a label farther off than this needs a line to its point
 Boxes = NDArray[np.float64]  # in inches: left, bottom, right, top
+Pairs = Sequence[tuple[float, float]]
 SIZE = 7.5  # of a label, points
 
 
@@ -97,11 +98,11 @@ def figures(analysis: Analysis) -> list[document.Figure]:
 
 def figure(rows: Sequence[RunRow]) -> document.Figure | None:
     """The accuracy of runs against each cost, where there are runs to compare."""
-    scored = []
-    for row in rows:
-        if (found := row.result.trained) is not None:
-            look, band = style.series(row.colour)[:2], (found.accuracy, found.low, found.high)
-            scored.append(FrontierPoint(row.label, *look, Interval(*band), row.result))
+    scored = [
+        FrontierPoint(r.label, *style.series(r.colour)[:2], Interval(*r.band), r.result)
+        for r in rows
+        if r.result.trained is not None
+    ]
     costs = {a: found for a in OF_RUNS if len(found := points(scored, a)) > 1}
     if not costs:
         return None
@@ -205,7 +206,7 @@ def _names(axes: Axes, found: Sequence[FrontierPoint], narrow: bool) -> None:
     assert figure is not None
     inches = axes.transData + figure.dpi_scale_trans.inverted()
     box = axes.get_window_extent().transformed(figure.dpi_scale_trans.inverted())
-    places: list[tuple[float, float]] = [tuple(inches.transform((p.x, p.y))) for p in found]
+    places: Pairs = [tuple(inches.transform((p.x, p.y))) for p in found]
     taken = []
     for point, (x, _) in zip(found, places, strict=True):
         low, high = (inches.transform((point.x, end))[1] for end in point.ends)
@@ -238,10 +239,7 @@ def overlap(boxes: ArrayLike, others: ArrayLike) -> NDArray[np.float64]:
 
 
 def arrange(
-    points: Sequence[tuple[float, float]],
-    sizes: Sequence[tuple[float, float]],
-    bounds: Sequence[float],
-    obstacles: Sequence[Sequence[float]] = (),
+    points: Pairs, sizes: Pairs, bounds: Sequence[float], obstacles: Sequence[Sequence[float]] = ()
 ) -> tuple[Boxes, list[bool]]:
     """A box for the label (width, height) of every point, and whether it needs a line to it.
 

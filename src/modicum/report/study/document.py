@@ -1,26 +1,33 @@
-"""What the report of a study says."""
+"""What the report of a study says, and its tables: arms, what they cost, the tests of the verdicts."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
 
 from modicum.report import document as doc
-from modicum.report.document import Builder
-from modicum.report.figures import accuracy, arm_curves, changes, forest, frontier
-from modicum.report.study import tables
-from modicum.report.study.families import family, ranked
-from modicum.report.study.read import StudyRecord
+from modicum.report import words as n
+from modicum.report.document import Builder, Table, TableCell
+from modicum.report.figures import accuracy, arm_curves, changes, frontier
+from modicum.report.study.read import StudyRecord, family, ranked
 from modicum.report.words import NONE, say
+from modicum.results import Analysis, ArmResult
+from modicum.stats import Interval
 
+Columns = Mapping[str, Callable[[ArmResult], TableCell]]
+TESTS = ("noninferior", "superior", "equivalent", "inferior")
+_times = "{:.2f}\u00a0×".format
 METHOD = ("data", "difference", "margin", "retention", "not_claimed")  # sections of words.txt
 
 
 def document(study: StudyRecord, title: str) -> doc.Document:
     """All that is to be said about the study."""
     analysis, report = study.analysis, Builder()
-    report.section("result", "Result", forest.figure(analysis), tables.arms(analysis))
+    report.section("result", "Result", accuracy.differences(analysis), arms_table(analysis))
     report.note("ratios")
     said = [say("arm", arm=arm) for arm in ranked(analysis)]
     if said := [text for text in said if not text.endswith("`:")]:
         report.add(doc.Heading("The arms in words"), doc.Bullets(tuple(said)))
     report.section("cost", "Accuracy and cost", *frontier.figures(analysis))
-    report.fold("What the arms cost, in numbers", tables.costs(analysis), "means")
+    report.fold("What the arms cost, in numbers", costs_table(analysis), "means")
     levels, rows = accuracy.levels(analysis), accuracy.rows(analysis)
     problems = f"{analysis.split} problems, mean over seeds"
     what = f"{analysis.primary.capitalize()} (%) by the difficulty of the {problems}"
@@ -41,7 +48,14 @@ def document(study: StudyRecord, title: str) -> doc.Document:
     if failed := [f"`{arm.name}`: {text}" for arm in analysis.arms for text in arm.failed]:
         report.note("failures")
         report.add(doc.Bullets(tuple(failed)))
-    _method(report, study)
+    texts = (doc.Text(say(name, analysis=analysis)) for name in METHOD)
+    report.section("method", "How the numbers are made", *texts)
+    report.add(*(doc.Text(note, note=True) for note in analysis.notes))
+    if (tests := tests_table(analysis)) is not None:
+        report.fold(tests.name, tests, "tests")
+    what = "Proof of what was trained, one seed of each arm"
+    proven = ((a.name, study.curves[a.slug].change_proof) for a in arm_curves.arms(study))
+    report.fold(what, report.proofs(what, proven))
     _settings(report, study)
     report.section("versions", "Versions and machine")
     if study.runs.environment:
@@ -63,32 +77,18 @@ def _weights(report: Builder, study: StudyRecord) -> None:
     figure = changes.figure([(arm.name, anatomy) for arm, anatomy in found], which)
     report.section("weights", "What changed in the weights", figure)
     measured = changes.measures([anatomy for _, anatomy in found], few=True)
-    names = [tables.name(study.analysis, arm) for arm, _ in found]
-    table = doc.across("What training changed in the weights", measured, names, "arm")
-    report.fold("The changes in numbers", table, "arm_weights")
+    names = [arm_cell(study.analysis, arm) for arm, _ in found]
+    numbers = doc.across("What training changed in the weights", measured, names, "arm")
+    report.fold("The changes in numbers", numbers, "arm_weights")
 
 
 def _written(study: StudyRecord) -> list[doc.SideBySide]:
     problems, arms = study.runs.samples.problems, study.analysis.arms
-    looks = [("", "base", None)]
+    looks: list[tuple[str, str, int | None]] = [("", "base", None)]
     looks += [(arm.slug, arm.name, family(study.analysis, arm).series) for arm in arms]
-    sides: list[tuple[str, int | None, doc.Texts]] = [
-        (name, series, {p.question: p.texts[slug] for p in problems if slug in p.texts})
-        for slug, name, series in looks
-    ]
+    texts = {s: {p.question: p.texts[s] for p in problems if s in p.texts} for s, *_ in looks}
+    sides = [(name, series, texts[slug]) for slug, name, series in looks]
     return doc.side_by_side([(p.question, p.question, p.gold) for p in problems], sides)
-
-
-def _method(report: Builder, study: StudyRecord) -> None:
-    analysis = study.analysis
-    texts = (doc.Text(say(name, analysis=analysis)) for name in METHOD)
-    report.section("method", "How the numbers are made", *texts)
-    report.add(*(doc.Text(note, note=True) for note in analysis.notes))
-    if (tests := tables.tests(analysis)) is not None:
-        report.fold(tests.name, tests, "tests")
-    title = "Proof of what was trained, one seed of each arm"
-    proven = ((a.name, study.curves[a.slug].change_proof) for a in arm_curves.arms(study))
-    report.fold(title, report.proofs(title, proven))
 
 
 def _settings(report: Builder, study: StudyRecord) -> None:
@@ -100,8 +100,107 @@ def _settings(report: Builder, study: StudyRecord) -> None:
         keys = dict.fromkeys(name for arm in every for name in arm.settings)
         own = [(key, tuple(str(arm.settings.get(key, NONE)) for arm in every)) for key in keys]
         title, measures = "What the arms set", own
-    names = [doc.TableCell(arm.name, code=True) for arm in shown or every]
+    names = [TableCell(arm.name, code=True) for arm in shown or every]
     report.section("settings", "Settings", doc.across(title, measures, names, "arm", wrap=True))
     report.values("The same in all arms", alike)
     design = {k: v for k, v in study.settings.items() if k not in ("arms", "config", "question")}
     report.values("The study", design)
+
+
+def arms_table(analysis: Analysis) -> Table:
+    """A row for each arm: verdict, share, accuracy, difference, retention, cost, rate, seeds."""
+
+    def seeds(arm: ArmResult) -> TableCell:
+        done = len(arm.by_seed)
+        failed = len(analysis.seeds) - done if arm.failed else 0
+        return TableCell(f"{done}" + (f", {failed} failed" if failed > 0 else ""), done)
+
+    def rate(arm: ArmResult) -> TableCell:
+        return _cell(arm.learning_rate, lambda r: n.rate(r) + " at\u00a0edge" * arm.rate_at_edge)
+
+    columns: Columns = {
+        "verdict": lambda arm: TableCell(arm.verdict),
+        "trained": lambda arm: _cell(arm.cost.share, n.share),
+        f"{analysis.primary} (%), 95 %": lambda arm: _cell(arm.accuracy, _band),
+        "difference, 90 %": lambda arm: _cell(arm.difference, lambda d: _kept(accuracy.words(d))),
+        "retention, 95 %": lambda arm: _cell(arm.retention, lambda b: _band(b, 0, "\u00a0%")),
+        "below the base (%), 95 %": lambda arm: _cell(arm.below_base, lambda b: _band(b, 0)),
+        "time": lambda arm: _cell(arm.cost.time_ratio, _times),
+        "memory": lambda arm: _cell(arm.cost.memory_ratio, _times),
+        "rate": rate,
+        "seeds": seeds,
+    }
+    return _of_arms("The arms, the best first", analysis, columns, wrap=True)
+
+
+def costs_table(analysis: Analysis) -> Table:
+    """What every arm used, as measured: means over its seeds."""
+    columns: Columns = {
+        "trained parameters": lambda arm: _cell(arm.cost.parameters, n.count),
+        "in training at once": lambda arm: _cell(arm.cost.active_parameters_mean, n.count),
+        "optimizer": lambda arm: _cell(arm.cost.optimizer_bytes, _memory),
+        "peak memory": lambda arm: _cell(arm.cost.peak_memory_bytes, n.memory),
+        "above the start": lambda arm: _cell(arm.cost.memory_bytes, n.memory),
+        "seconds": lambda arm: _cell(arm.cost.seconds, n.decimal),
+        "a step": lambda arm: _cell(arm.cost.step_seconds, lambda value: f"{value:.3g} s"),
+        "steps": lambda arm: _cell(arm.cost.steps, n.decimal),
+        "tokens": lambda arm: _cell(arm.cost.generated_tokens, n.short),
+        "FLOPs": lambda arm: _cell(arm.cost.flops_ratio, _times),
+        "tuning runs": lambda arm: _cell(arm.cost.tuning_runs, n.count),
+    }
+    return _of_arms("What the arms cost", analysis, columns, plain=True)
+
+
+def _of_arms(title: str, analysis: Analysis, columns: Columns, **options: bool) -> Table:
+    texts = [[arm_cell(analysis, a), *(of(a) for of in columns.values())] for a in ranked(analysis)]
+    return doc.table(title, ("arm", *columns), texts, **options)
+
+
+def tests_table(analysis: Analysis) -> Table | None:
+    """The p-values behind the verdicts, as they are and after Holm; None without any."""
+    margin = f"{100 * analysis.margin:g}"
+    heads = ("arm", f"above −{margin}", "above 0", f"within ±{margin}", "below 0", "95 % interval")
+    rows = []
+    for arm in (arm for arm in ranked(analysis) if arm.tests):
+        band = _cell(arm.difference, lambda d: n.interval(d.low95, d.high95))
+        rows.append([TableCell(arm.name, code=True), *(_test(arm, test) for test in TESTS), band])
+    title = "p-values of the tests, in brackets after Holm"
+    return doc.table(title, heads, rows, plain=True) if rows else None
+
+
+def arm_cell(analysis: Analysis, arm: ArmResult) -> TableCell:
+    """The name of an arm, with the colour of its family."""
+    return TableCell(arm.name, series=family(analysis, arm).series, code=True)
+
+
+def _cell(found: Any, text: Callable[[Any], str]) -> TableCell:
+    return TableCell(NONE if found is None else text(found), getattr(found, "mean", found))
+
+
+def _band(found: Interval, digits: int = 1, unit: str = "") -> str:
+    ends = n.interval(found.low, found.high, lambda end: n.percent(end, digits))
+    return _kept(f"{n.percent(found.mean, digits)}{unit} {ends}".replace("-", "−"))
+
+
+def _kept(text: str) -> str:
+    """No line end parts the interval in a text: it goes to the next line as one."""
+    return text.replace(", ", ",\u00a0")
+
+
+def _memory(value: float) -> str:
+    """Bytes with a decimal where there are few: moments of an adapter are less than a MiB."""
+    if value >= 10 * 2**20:
+        return n.memory(value)
+    return f"{value / 2**20:.2f} MiB" if value else "0"
+
+
+def _test(arm: ArmResult, name: str) -> TableCell:
+    found = (arm.tests or {}).get(name)
+    if found is None or found.p is None:
+        return TableCell(NONE)
+    text = _p(found.p) + ("" if found.holm is None else f" ({_p(found.holm)})")
+    return TableCell(f"{text} ✓" if found.holds else text, found.p)
+
+
+def _p(value: float) -> str:
+    return "<0.001" if value < 0.001 else f"{value:.3f}"

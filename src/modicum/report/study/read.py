@@ -2,7 +2,7 @@
 
 Where run folders are missing, `curves.json` (what `compact` made of them) takes their place. Columns
 of a seed are of one length: step, tokens and seconds (cumulative), and metrics, each a mean over a bin
-of steps where there are many.
+of steps where there are many. Families of arms, kinds of their updates, have the colours and a marker each.
 """
 
 import math
@@ -18,6 +18,7 @@ from modicum.logged import METRICS
 from modicum.report import read
 from modicum.report.document import LETTERS_SHOWN
 from modicum.report.read import Columns, HeldCompletion, RunRecord
+from modicum.report.style import INK, MARKERS, MUTED, SERIES, Look
 from modicum.report.words import say
 from modicum.results import Analysis, Anatomy, ArmResult, Column, fill
 from modicum.runs import read_lines, read_object
@@ -231,3 +232,48 @@ def _first(files: Sequence[Path]) -> dict[str, HeldCompletion]:
     """Problem id -> its first sample, of the first problems in the first file that is there."""
     path = next((file for file in files if file.is_file()), None)
     return {} if path is None else read.first_samples(read.rows(HeldCompletion, path))
+
+
+class Family(NamedTuple):
+    """A kind of arm: its name, the number of its colour (None: not a series) and its look."""
+
+    name: str
+    series: int | None
+    colour: str
+    marker: str
+
+    @property
+    def look(self) -> Look:
+        """For a legend."""
+        return self.name, self.colour, self.marker, ""
+
+
+CONTROL = Family("control", None, INK, "*")
+NUMBERS = {"adapters": 1, "schedules, masks": 3, "optimizers": 4, "layers": 0, "parts of layers": 2}
+OTHER = Family("other settings", 5, SERIES[5], MARKERS[5])
+KINDS = {"control": CONTROL}
+KINDS |= {name: Family(name, n, SERIES[n], MARKERS[n]) for name, n in NUMBERS.items()}
+KINDS |= {"other": OTHER, "placebo": Family("placebo", None, MUTED, "X")}
+
+
+def family(analysis: Analysis, arm: ArmResult) -> Family:
+    """The family of an arm of a study."""
+    name = "control" if arm.name == analysis.control else "placebo" if arm.placebo else arm.kind
+    return KINDS.get(name, OTHER)
+
+
+def present(analysis: Analysis) -> list[Family]:
+    """The families of a study's arms, the control first."""
+    found = {family(analysis, arm) for arm in analysis.arms}
+    return [kind for kind in KINDS.values() if kind in found]
+
+
+def ranked(analysis: Analysis) -> list[ArmResult]:
+    """The arms by difference (the control's is 0), the largest first; then placebos, failed ones."""
+
+    def place(arm: ArmResult) -> tuple[bool, bool, float]:
+        control = arm.name == analysis.control
+        gap = 0.0 if control else arm.difference.mean if arm.difference else None
+        return gap is None, arm.placebo, -(gap or 0.0)
+
+    return sorted(analysis.arms, key=place)
