@@ -19,6 +19,7 @@ from modicum.study.cell import BASE
 from modicum.study.cells import Choice
 from modicum.study.design import Allowance, PlannedArm, Study, Tuning
 from modicum.study.launch import StudyObserver
+from modicum.study.launchers import Launcher
 from modicum.study.ranking import FULL, Over, Standing, Unit
 from modicum.types import UserError
 
@@ -60,7 +61,7 @@ def run_scan(
     split: Literal["tune", "test"] = "tune",
     overwrite: bool = False,
     jobs: int = 1,
-    launcher: str = "here",
+    launcher: str | Launcher = "here",
     retry_failed: bool = False,
     observer: StudyObserver | None = None,
 ) -> dict[str, Any]:
@@ -94,8 +95,9 @@ def run_scan(
         tried = [_standing(bench.study, arm, labels, root, start["scores"]) for arm in bench.arms]
         found = _result(scan, config, chosen, tried, start, rates)
         found["notes"] = [*notes, *found["notes"]]
-        Run(root).write("scan.json", found)
-        ranking.draw(found, root)
+        with bench.writing():
+            Run(root).write("scan.json", found)
+            ranking.draw(found, root)
     return found
 
 
