@@ -64,6 +64,7 @@ def analyse(found: Collected, folder: Path) -> Analysis:
         num_problems=base["num_problems"],
         samples_per_problem=base["samples_per_problem"],
         split=base["split"],
+        devices=found.devices,
         base=inference.arm_interval(found.base_scores[None, :]),
         control_gain=compared[study.control].gain,
         variance=inference.variance(np.array(list(control.scores.values()))),
@@ -90,7 +91,7 @@ def _arm(found: Collected, outcome: ArmRuns, judged: ArmResult, folder: Path) ->
         kind=kind_of(arm),
         **vars(outcome.choice),
         difficulty=difficulty(found, outcome),
-        cost=cost(outcome, found.outcomes[0]),
+        cost=cost(outcome, found.outcomes[0], timed=len(found.devices) < 2),
         folders={
             str(seed): path.relative_to(folder).as_posix()
             for seed, path in final(found.study, folder, arm).items()
@@ -127,7 +128,7 @@ def same(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
 
     def settled(found: Mapping[str, Any]) -> dict[str, Any]:
         arms = [kept(arm) | {"cost": kept(arm["cost"])} for arm in found["arms"]]
-        return dict(flat({**found, "arms": arms, "repeat": []}, lists=True))
+        return dict(flat({**found, "arms": arms, "repeat": [], "devices": []}, lists=True))
 
     first, second = settled(one), settled(other)
     return sorted(

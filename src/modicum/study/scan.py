@@ -92,7 +92,11 @@ def run_scan(
         bench.observer.say(f"scan: {len(trials)} runs of {config.steps} steps in {root}")
         bench.run(trials)
         start = read_object(base.folder / BASE)
-        tried = [_standing(bench.study, arm, labels, root, start["scores"]) for arm in bench.arms]
+        seen = collect.devices(trial.folder for trial in trials)
+        if several := len(seen) > 1:
+            notes.append(f"seconds on different devices ({', '.join(seen)}) are not compared")
+        past = (labels, root, start["scores"], not several)
+        tried = [_standing(bench.study, arm, *past) for arm in bench.arms]
         found = _result(scan, config, chosen, tried, start, rates)
         found["notes"] = [*notes, *found["notes"]]
         with bench.writing():
@@ -148,7 +152,12 @@ def _fitting(scan: Scan, config: TrainConfig) -> tuple[list[Unit], list[str]]:
 
 
 def _standing(
-    study: Study, arm: PlannedArm, labels: Mapping[str, str], root: Path, base: Sequence[float]
+    study: Study,
+    arm: PlannedArm,
+    labels: Mapping[str, str],
+    root: Path,
+    base: Sequence[float],
+    timed: bool,
 ) -> Standing:
     found = collect.outcome(study, arm, root, {})
     common = (labels[arm.settings["update"]], arm.settings["update"], base)
@@ -162,7 +171,7 @@ def _standing(
         {seed: scores.tolist() for seed, scores in found.scores.items()},
         config["optimizer"].get("learning_rate"),
         found.results[first]["trainable_parameters"],
-        fmean(result["seconds"] for result in found.results.values()),
+        fmean(result["seconds"] for result in found.results.values()) if timed else None,
         found.failed,
     )
 
