@@ -22,6 +22,7 @@ from modicum.study.cell import RESULT, Cell
 from modicum.study.design import Study
 from modicum.study.launch import Bench, StudyObserver
 from modicum.study.launchers import cluster, parse
+from modicum.study.launchers.base import Handle
 from modicum.types import FolderError, RunInterrupted, UserError
 
 TESTS = Path(__file__).parent
@@ -129,13 +130,14 @@ def test_what_sbatch_refuses_is_one_line(queue: Path, monkeypatch: pytest.Monkey
 def test_a_node_that_is_gone_leaves_no_lock(queue: Path) -> None:
     """Nobody wrote how it ended: the scheduler says so, and another node goes on."""
     (mine,) = cells(queue, "killed")
-    there = json.dumps({"pid": 1, "host": "node7", "folder": queue.stat().st_ino})
+    lock = mine.folder.with_name("killed.lock")
 
     class Gone(cluster.Jobs):
-        def state(self, job: list[object]) -> str:
-            if said := super().state(job):
-                mine.folder.with_name("killed.lock").write_text(there)
-            return said
+        def why(self, handle: Handle) -> tuple[int, str]:
+            for path in (handle.place, lock):
+                if path.exists():
+                    path.write_text(json.dumps({**json.loads(path.read_text()), "host": "node7"}))
+            return super().why(handle)
 
     original = cluster.Jobs
     cluster.Jobs = Gone  # type: ignore[misc]

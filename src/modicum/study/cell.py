@@ -8,6 +8,7 @@ since all arms start from it. `python -m modicum.study.cell JOB.json` runs one t
 
 import json
 import os
+import platform
 import shutil
 import signal
 import sys
@@ -100,10 +101,12 @@ class Cell:
         make_folder(self.folder.parent)
         return disk.held(*self._lock)
 
-    def free(self) -> None:
-        """Remove what a process that has ended, on whatever machine, had locked."""
+    def free(self, pid: int, host: str) -> None:
+        """Remove what a process, which is known to have ended, had locked."""
         for path in (self.folder / disk.LOCK, self.folder.with_name(f"{self.folder.name}.lock")):
-            path.unlink(missing_ok=True)
+            found = read_object(path, optional=True)
+            if (found.get("pid"), found.get("host")) == (pid, host):
+                path.unlink()
 
     def to_json(self, threads: int) -> dict[str, Any]:
         """The cell as a job of another process, as `main` reads it."""
@@ -145,6 +148,8 @@ def main(job: Path) -> None:
     if not job.is_file():  # taken back before this process began
         return
     given, parent = read_object(job), os.getppid()
+    mine = {"pid": os.getpid(), "host": platform.node()}  # whose locks go if this is killed
+    disk.write_whole(job, json.dumps(given | mine))
     os.chdir(given["folder"])
     sys.path[:] = given["path"]
     os.environ["OMP_NUM_THREADS"] = str(given["threads"])  # before torch reads it

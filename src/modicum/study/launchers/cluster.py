@@ -7,6 +7,7 @@ submitit for SLURM (the extra `slurm`), by Ray Core (the extra `ray`).
 import importlib
 import json
 import os
+import platform
 import subprocess
 import sys
 import time
@@ -62,7 +63,8 @@ class Commands(Runner):
         """Let a job not begin, or end it at once."""
 
     def submit(self, cell: Cell) -> Handle:
-        file = self.folder / f"{'-'.join(cell.folder.parts[-3:])}.json"
+        name = "-".join([*cell.folder.parts[-3:], platform.node(), str(os.getpid())])
+        file = self.folder / f"{name}.json"  # ours alone, though others may run the same study
         file.with_suffix(".end").unlink(missing_ok=True)
         write_whole(file, json.dumps(cell.to_json(self.threads)) + "\n")
         return Handle(cell, self.start([sys.executable, *MODULE, str(file)]), file)
@@ -73,11 +75,11 @@ class Commands(Runner):
 
     def why(self, handle: Handle) -> tuple[int, str]:
         end, state = handle.place.with_suffix(".end"), self.state(handle.job)
-        found = read_object(end, optional=True)
+        job, found = (read_object(file, optional=True) for file in (handle.place, end))
         for file in (handle.place, end):
             file.unlink(missing_ok=True)
-        if not found:
-            handle.cell.free()
+        if "pid" in job and not found:
+            handle.cell.free(job["pid"], job["host"])
         if not handle.cell.done and not handle.cell.failure:
             self.drop(handle.job)  # which a scheduler may have begun again by itself
         return (found["code"], "") if found else (LOST, state)
