@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -31,6 +32,7 @@ from modicum.study import (
     study_status,
 )
 from modicum.types import UserError
+from test_study_launch import NEEDS, TRIAL
 
 pytestmark = pytest.mark.usefixtures("no_pdf")
 TESTS = str(Path(__file__).parent)  # where the cells find the reward
@@ -63,7 +65,10 @@ anatomy = false
 """
 
 
-HERE = ("--launcher", "here")  # processes take ten seconds to begin: tests/test_study_launch.py
+HERE = (
+    "--launcher",
+    "here",
+)  # those of local take ten seconds to begin: tests/test_study_launch.py
 
 
 def study_file(folder: Path, model: Path, factors: str = "[1]", placebo: str = "false") -> Path:
@@ -188,8 +193,8 @@ def test_what_a_design_made_in_python_says_wrong_is_one_line(tmp_path: Path) -> 
     ):
         with pytest.raises(UserError, match=message):
             run_study(design_of, out and tmp_path / out)
-    with pytest.raises(UserError, match="there is no launcher 'slurm'"):
-        run_study(made, tmp_path / "x", launcher="slurm")
+    with pytest.raises(UserError, match="unknown launcher 'slrm'; did you mean 'slurm'"):
+        run_study(made, tmp_path / "x", launcher="slrm")
     with pytest.raises(UserError, match="is not the folder of a study"):
         study_status(made, tmp_path / "x")
     assert not (tmp_path / "x").exists()
@@ -243,11 +248,83 @@ def test_the_same_but_for_clocks_and_memory(finished: Path, capsys: Any, tmp_pat
     assert "1 numbers differ" in capsys.readouterr().out
 
 
+def test_a_study_goes_on_elsewhere_from_the_small_files_of_its_cells(
+    finished: Path, tmp_path: Path
+) -> None:
+    """Weights and logs stay behind; what is there is not run again, and the report is the same."""
+    light = shutil.ignore_patterns(
+        "checkpoints", "*.log", "*.lock", "report*", "figures", "*s.json"
+    )
+    for number, missing in enumerate(([], ["full/seed-1", "last-1/seed-1"])):
+        there = tmp_path / str(number) / "out"
+        shutil.copytree(finished, there, ignore=light)
+        for cell in missing:
+            shutil.rmtree(there / "cells/final" / cell)
+        heard = Heard()
+        assert run_study(there, launcher="here", observer=heard).missing == ()
+        run = [line for line in heard.lines if "left" in line]
+        assert len(run) == len(missing)
+        assert analysis.differences(finished, there) == []
+    run_study(finished, launcher="here")
+    for name in ("report.md", "curves.json", "analysis.json"):
+        assert (tmp_path / "0/out" / name).read_text() == (finished / name).read_text(), name
+
+
+def test_seconds_on_different_devices_are_not_compared(finished: Path) -> None:
+    study = design.read(finished / "study.toml")
+    path = finished / "cells/final/last-1/seed-1/environment.json"
+    kept = path.read_text()
+    alike = analysis.analyse(collect.collect(study, finished), finished)
+    assert alike.devices == (json.loads(kept)["device"],)
+    assert alike.arms[1].cost.seconds and alike.arms[1].cost.time_ratio
+    path.write_text(json.dumps({**json.loads(kept), "device": "a GPU"}))
+    found = run_study(finished, launcher="here").analysis
+    assert found.devices == tuple(sorted([*alike.devices, "a GPU"]))
+    for arm in found.arms:
+        assert (arm.cost.seconds, arm.cost.step_seconds, arm.cost.time_ratio) == (None, None, None)
+        assert arm.cost.flops_ratio and "x the time" not in arm.sentence
+    text = (finished / "report.md").read_text()
+    assert "different devices" in text and "their seconds are not compared" in text
+    path.write_text(kept)
+    run_study(finished, launcher="here")
+    assert "different devices" not in (finished / "report.md").read_text()
+
+
 @pytest.mark.slow
-def test_processes_give_the_numbers_of_the_launcher_here(finished: Path, tmp_path: Path) -> None:
+def test_local_gives_the_numbers_of_the_launcher_here(finished: Path, tmp_path: Path) -> None:
     path, out = finished.parent / "small.toml", str(tmp_path / "out")
     assert cli.run(["study", "run", str(path), "--out", out, "--jobs", "2"]) == 0
     assert cli.run(["study", "same", str(finished), out]) == 0
+
+
+def mortal(completions: list[str], **columns: Any) -> list[float]:
+    """A reward that takes along the first process of a study that asks for it."""
+    mark = os.environ.get("MORTAL")
+    if mark and not Path(mark).exists():
+        Path(mark).touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+    return [float(len(text) % 2) for text in completions]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("launcher", ["local", "slurm", "ray"])
+def test_launchers_give_the_same_numbers_though_a_cell_is_killed(
+    launcher: str, folders: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A study of 13 cells, beside that of the launcher here."""
+    if launcher in NEEDS:
+        pytest.importorskip(NEEDS[launcher])
+    path, mark = study_file(tmp_path, folders["qwen2"], placebo="true"), tmp_path / "mark"
+    text = path.read_text().replace("test_study_launch:parity", "test_study_run:mortal")
+    path.write_text(text.replace("seeds = [0, 1]", "seeds = [0, 1, 2]"))
+    environment = {"PYTHONPATH": os.pathsep.join([TESTS, *filter(None, sys.path)])}
+    for how, more in (("here", {}), (TRIAL.get(launcher, launcher), {"MORTAL": str(mark)})):
+        out = ["--out", str(tmp_path / how.partition("(")[0]), "--launcher", how]
+        done = modicum("study", "run", str(path), *out, **environment, **more)
+        assert done.returncode == 0, done.stderr
+    assert mark.exists()
+    assert len(list((tmp_path / launcher).rglob("result.json"))) == 12
+    assert analysis.differences(tmp_path / "here", tmp_path / launcher) == []
 
 
 @pytest.mark.slow
