@@ -85,7 +85,7 @@ class Heard(StudyObserver):
         self.lines.append((done, total, cell.label))
 
 
-TRIAL = {"slurm": "slurm(cluster=local, gpus=0, cpus=1)", "ray": "ray(local, gpus=0)"}
+TRIAL = {"slurm": "slurm(cluster=local, gpus=0, cpus=1)", "ray": "ray(address=local, gpus=0)"}
 """How a launcher is tried on this machine, where its name alone does not do."""
 NEEDS = {"slurm": "submitit", "ray": "ray"}
 

@@ -253,7 +253,7 @@ def test_a_study_goes_on_elsewhere_from_the_small_files_of_its_cells(
 ) -> None:
     """Weights and logs stay behind; what is there is not run again, and the report is the same."""
     light = shutil.ignore_patterns(
-        "checkpoints", "*.log", "*.lock", "report*", "figures", "*s.json"
+        "checkpoints", "*.log", "*.lock", "report*", "figures", "curves.json"
     )
     for number, missing in enumerate(([], ["full/seed-1", "last-1/seed-1"])):
         there = tmp_path / str(number) / "out"
