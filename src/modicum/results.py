@@ -239,7 +239,6 @@ class Analysis:
     num_problems: int | None = None
     samples_per_problem: int | None = None
     split: str = "test"
-    devices: tuple[str, ...] = ()  # that the final runs say they were made on
     base: Interval | None = None
     control_gain: Interval | None = None
     variance: Variance | None = None

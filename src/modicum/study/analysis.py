@@ -64,7 +64,6 @@ def analyse(found: Collected, folder: Path) -> Analysis:
         num_problems=base["num_problems"],
         samples_per_problem=base["samples_per_problem"],
         split=base["split"],
-        devices=found.devices,
         base=inference.arm_interval(found.base_scores[None, :]),
         control_gain=compared[study.control].gain,
         variance=inference.variance(np.array(list(control.scores.values()))),
@@ -77,7 +76,7 @@ def analyse(found: Collected, folder: Path) -> Analysis:
         whole,
         arms=tuple(replace(arm, sentence="".join(said("sentence", it, seen))) for arm, it in pairs),
         conclusion="".join(said("conclusion", seen)),
-        notes=(*said("notes", seen), *own),
+        notes=(*said("notes", seen), *own, *said("of_devices", found.devices)),
     )
 
 
@@ -127,8 +126,9 @@ def same(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
         return {key: value for key, value in of.items() if key not in VARYING}
 
     def settled(found: Mapping[str, Any]) -> dict[str, Any]:
+        notes = [text for text in found["notes"] if "different devices" not in text]
         arms = [kept(arm) | {"cost": kept(arm["cost"])} for arm in found["arms"]]
-        return dict(flat({**found, "arms": arms, "repeat": [], "devices": []}, lists=True))
+        return dict(flat({**found, "arms": arms, "notes": notes, "repeat": []}, lists=True))
 
     first, second = settled(one), settled(other)
     return sorted(

@@ -93,9 +93,8 @@ def run_scan(
         bench.run(trials)
         start = read_object(base.folder / BASE)
         seen = collect.devices(trial.folder for trial in trials)
-        if several := len(seen) > 1:
-            notes.append(f"seconds on different devices ({', '.join(seen)}) are not compared")
-        past = (labels, root, start["scores"], not several)
+        notes += analysis.said("of_devices", seen)
+        past = (labels, root, start["scores"], len(seen) < 2)
         tried = [_standing(bench.study, arm, *past) for arm in bench.arms]
         found = _result(scan, config, chosen, tried, start, rates)
         found["notes"] = [*notes, *found["notes"]]

@@ -15,7 +15,7 @@ def document(study: StudyRecord, title: str) -> doc.Document:
     """All that is to be said about the study."""
     analysis, report = study.analysis, Builder()
     report.section("result", "Result", forest.figure(analysis), tables.arms(analysis))
-    report.note("ratios", devices=analysis.devices)
+    report.note("ratios")
     said = [say("arm", arm=arm) for arm in ranked(analysis)]
     if said := [text for text in said if not text.endswith("`:")]:
         report.add(doc.Heading("The arms in words"), doc.Bullets(tuple(said)))
