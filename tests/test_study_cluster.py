@@ -149,7 +149,7 @@ def test_a_node_that_is_gone_leaves_no_lock(queue: Path) -> None:
 
 
 SHARED = """
-import sys
+import os, sys, time
 sys.path[:] = {path!r}
 import queued_worker, types
 sys.modules["torch"] = types.SimpleNamespace(
@@ -158,9 +158,12 @@ from pathlib import Path
 from modicum.study import cell
 from test_study_cluster import cells, run
 cell._run = queued_worker.run
-import os
 os.environ["OMP_NUM_THREADS"] = "1"
-made = cells(Path({folder!r}), *{labels!r})
+folder = Path({folder!r})
+made = cells(folder, *{labels!r})
+(folder / f"ready-{{os.getpid()}}").touch()
+while len(list(folder.glob("ready-*"))) < 2:
+    time.sleep(0.02)
 run(made, "here")
 assert all(c.done for c in made)
 """

@@ -175,10 +175,8 @@ class Queue:
             how = said or (f"by signal {number}, twice" if number else f"with exit code {code}")
             if number == signal.SIGKILL and not said:
                 how += "; signal 9 is often the system, out of memory"
-            cell.fail(
-                f"the process ended {how}"
-                + (f"; its log ends: {last}" * (code == 1 and last != ""))
-            )
+            how += f"; its log ends: {last}" if last and code == 1 else ""
+            cell.fail(f"the process ended {how}")
             self.ended(cell)
         return 0
 

@@ -47,9 +47,6 @@ class Commands(Runner):
     threads: int
     options: dict[str, Any]
 
-    def __post_init__(self) -> None:
-        make_folder(self.folder)
-
     @abstractmethod
     def start(self, command: Sequence[str]) -> Any:
         """Hand over a command: the job."""
@@ -65,6 +62,7 @@ class Commands(Runner):
     def submit(self, cell: Cell) -> Handle:
         name = "-".join([*cell.folder.parts[-3:], platform.node(), str(os.getpid())])
         file = self.folder / f"{name}.json"  # ours alone, though others may run the same study
+        make_folder(self.folder)
         file.with_suffix(".end").unlink(missing_ok=True)
         write_whole(file, json.dumps(cell.to_json(self.threads)) + "\n")
         return Handle(cell, self.start([sys.executable, *MODULE, str(file)]), file)
@@ -102,7 +100,7 @@ class Slurm(Launcher):
 
     `minutes` is the limit of one job: a cell that needs longer saves what it has before that and
     goes on in another, as one that was preempted. `more` has other options of sbatch, such as
-    "account='us', qos='low'". With `cluster=local` the jobs run here, for a trial.
+    "account='us', mem='64G'". With `cluster=local` the jobs run here, for a trial.
     """
 
     partition: str = ""
@@ -110,7 +108,6 @@ class Slurm(Launcher):
     jobs: Positive = 64
     gpus: Natural = 1
     cpus: Positive = 4
-    memory_gb: Natural = 0
     more: str = ""
     cluster: Literal["slurm", "local"] = "slurm"
 
@@ -124,15 +121,16 @@ class Slurm(Launcher):
     @contextmanager
     def begin(self, folder: Path, threads: int) -> Iterator[Runner]:
         submitit = _library("submitit", self.name)
-        told = {
-            "slurm_partition": self.partition,
-            "mem_gb": self.memory_gb,
+        options = {
+            "name": "modicum",
+            "timeout_min": self.minutes,
+            "cpus_per_task": self.cpus,
+            "gpus_per_node": self.gpus,
+            "slurm_partition": self.partition or None,
+            "slurm_array_parallelism": self.jobs,
+            "slurm_srun_args": [f"--cpus-per-task={self.cpus}"],  # it does not ask sbatch
             "slurm_additional_parameters": spec.keywords("slurm: more", self.more),
         }
-        options = {"name": "modicum", "timeout_min": self.minutes, "cpus_per_task": self.cpus}
-        options |= {"gpus_per_node": self.gpus, "slurm_array_parallelism": self.jobs}
-        options |= {"slurm_srun_args": [f"--cpus-per-task={self.cpus}"]}  # it does not ask sbatch
-        options |= {name: value for name, value in told.items() if value}
         place = folder.absolute() / "jobs"
         try:
             executor = submitit.AutoExecutor(place / "log", cluster=self.cluster)
@@ -190,7 +188,7 @@ class Ray(Launcher):
     def begin(self, folder: Path, threads: int) -> Iterator[Runner]:
         ray = _library("ray", self.name)
         try:
-            ray.init(address=self.address, log_to_driver=False)
+            ray.init(address=self.address, log_to_driver=False, logging_level="ERROR")
         except (ConnectionError, RuntimeError, ValueError) as error:
             first = str(error).splitlines()[0]
             raise UserError(f"no Ray cluster at {self.address!r}: {first}") from None
@@ -200,7 +198,7 @@ class Ray(Launcher):
                 raise UserError(
                     f"the Ray cluster at {self.address!r} has less than {self} asks for"
                 )
-            options = {"num_cpus": self.cpus, "num_gpus": self.gpus, "max_calls": 1}
+            options = {"num_cpus": self.cpus, "num_gpus": self.gpus}
             yield Tasks(ray, folder.absolute() / "jobs", threads or self.cpus, options)
         finally:
             ray.shutdown()
@@ -210,8 +208,8 @@ class Tasks(Commands):
     """Those of Ray, each in a fresh process."""
 
     def start(self, command: Sequence[str]) -> Any:
-        task = self.library.remote(max_retries=0, **self.options)(subprocess.call)
-        return task.remote(list(command))
+        make = self.library.remote(max_calls=1, max_retries=0, **self.options)
+        return make(subprocess.call).remote(list(command))
 
     def state(self, job: Any) -> str:
         if not self.library.wait([job], timeout=0)[0]:
