@@ -23,7 +23,7 @@ def run(cell: Cell) -> None:
     """What befalls it the first time; later it has a result, which says where it ran."""
     make_folder(cell.folder)
     mark = cell.folder / "begun"
-    first, what = not mark.exists(), cell.label.split()[0]
+    first, what = not mark.exists(), cell.label.partition("-")[0]
     with mark.open("a") as file:
         file.write(f"{os.getpid()}\n")
     if what == "fault":
