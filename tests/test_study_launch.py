@@ -217,11 +217,17 @@ def test_every_place_has_a_gpu_of_its_own(tmp_path: Path, monkeypatch: pytest.Mo
     forkserver._forkserver._stop()
     try:
         run_all(cells, parse("local(jobs=2, gpus='3, 5')"), Heard())
+        shared = [
+            replace(one, config=replace(one.config, out=one.config.out + "2")) for one in cells
+        ]
+        with pytest.raises(UserError, match="places for 1 runs at a time, not 2; local"):
+            run_all(shared[:2], parse("local(jobs=2, gpus='7')"), Heard())
+        run_all(shared[:2], parse("local(jobs=2, gpus='7', per_gpu=2)"), Heard())
     finally:
         forkserver._forkserver._stop()
-    seen = [read_object(cell.folder / "result.json")["gpu"] for cell in cells]
+    seen = [read_object(cell.folder / "result.json")["gpu"] for cell in [*cells, *shared[:2]]]
     assert set(seen[:2]) == {"3", "5"}
-    assert seen[2] in ("3", "5") and seen[3:] == [None, None]
+    assert seen[2] in ("3", "5") and seen[3:] == [None, None, "7", "7"]
 
 
 def test_the_gpus_that_may_be_used(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -102,7 +102,7 @@ class Forked(Runner):
         place = self.free[0]
         chooses = bool(self.cards) and cell.config.compute.device in ("auto", "cuda")
         if chooses and place >= len(self.cards):
-            many = f"{place + 1} runs at a time are more than {len(self.cards)} places on GPUs"
+            many = f"the GPUs have places for {len(self.cards)} runs at a time, not {place + 1}"
             raise UserError(f"{many}; local(jobs=N, per_gpu=N) puts several on one")
         card = [self.cards[place]] if chooses else []
         process = self.context.Process(target=work, args=(cell, self.threads, *card))
