@@ -11,6 +11,7 @@ import re
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 NAMES = ("sbatch", "srun", "sacct", "squeue", "scancel")
@@ -32,8 +33,7 @@ def sbatch(script: str) -> None:
     text = Path(script).read_text()
     with (FOLDER / "sbatch.txt").open("a") as file:
         file.write(text)
-    number = 100 + len(list(FOLDER.glob("*.job")))
-    (FOLDER / f"{number}.job").touch()
+    number = time.time_ns() // 1000  # submitit remembers how others have ended
     array = re.search(r"--array=0-(\d+)", text)
     tasks = [f"{number}_{n}" for n in range(int(array[1]) + 1)] if array else [str(number)]
     for task in tasks:

@@ -132,19 +132,19 @@ def test_a_node_that_is_gone_leaves_no_lock(queue: Path) -> None:
     (mine,) = cells(queue, "killed")
     lock = mine.folder.with_name("killed.lock")
 
-    class Gone(cluster.Jobs):
+    class Gone(cluster.Commands):
         def why(self, handle: Handle) -> tuple[int, str]:
             for path in (handle.place, lock):
                 if path.exists():
                     path.write_text(json.dumps({**json.loads(path.read_text()), "host": "node7"}))
             return super().why(handle)
 
-    original = cluster.Jobs
-    cluster.Jobs = Gone  # type: ignore[misc]
+    original = cluster.Commands
+    cluster.Commands = Gone  # type: ignore[misc]
     try:
         run([mine], "slurm")
     finally:
-        cluster.Jobs = original  # type: ignore[misc]
+        cluster.Commands = original  # type: ignore[misc]
     assert mine.done and times(mine) == 2
 
 

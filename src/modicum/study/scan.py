@@ -94,8 +94,9 @@ def run_scan(
         start = read_object(base.folder / BASE)
         seen = collect.devices(trial.folder for trial in trials)
         notes += analysis.said("of_devices", seen)
-        past = (labels, root, start["scores"], len(seen) < 2)
-        tried = [_standing(bench.study, arm, *past) for arm in bench.arms]
+        tried = [_standing(bench.study, arm, labels, root, start["scores"]) for arm in bench.arms]
+        if len(seen) > 1:
+            tried = [replace(one, seconds=None) for one in tried]
         found = _result(scan, config, chosen, tried, start, rates)
         found["notes"] = [*notes, *found["notes"]]
         with bench.writing():
@@ -151,12 +152,7 @@ def _fitting(scan: Scan, config: TrainConfig) -> tuple[list[Unit], list[str]]:
 
 
 def _standing(
-    study: Study,
-    arm: PlannedArm,
-    labels: Mapping[str, str],
-    root: Path,
-    base: Sequence[float],
-    timed: bool,
+    study: Study, arm: PlannedArm, labels: Mapping[str, str], root: Path, base: Sequence[float]
 ) -> Standing:
     found = collect.outcome(study, arm, root, {})
     common = (labels[arm.settings["update"]], arm.settings["update"], base)
@@ -170,7 +166,7 @@ def _standing(
         {seed: scores.tolist() for seed, scores in found.scores.items()},
         config["optimizer"].get("learning_rate"),
         found.results[first]["trainable_parameters"],
-        fmean(result["seconds"] for result in found.results.values()) if timed else None,
+        fmean(result["seconds"] for result in found.results.values()),
         found.failed,
     )
 

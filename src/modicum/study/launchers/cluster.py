@@ -11,10 +11,10 @@ import platform
 import subprocess
 import sys
 import time
-from abc import abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -40,24 +40,14 @@ def _library(name: str, launcher: str) -> Any:
 
 @dataclass(eq=False)
 class Commands(Runner):
-    """A scheduler of commands, by its library; `folder` is for the files of jobs."""
+    """A scheduler of commands, by what its library offers; `folder` is for the files of jobs."""
 
-    library: Any
     folder: Path
     threads: int
-    options: dict[str, Any]
-
-    @abstractmethod
-    def start(self, command: Sequence[str]) -> Any:
-        """Hand over a command: the job."""
-
-    @abstractmethod
-    def state(self, job: Any) -> str:
-        """How a job has ended, in the scheduler's words; empty while it has not."""
-
-    @abstractmethod
-    def drop(self, job: Any) -> None:
-        """Let a job not begin, or end it at once."""
+    start: Callable[[Sequence[Sequence[str]]], Sequence[Any]]  # commands, together: their jobs
+    state: Callable[[Any], str]  # how a job has ended, in its words; empty while it has not
+    drop: Callable[[Any], object]  # lets a job not begin, or ends it at once
+    new: list[Handle] = field(default_factory=list)
 
     def submit(self, cell: Cell) -> Handle:
         name = "-".join([*cell.folder.parts[-3:], platform.node(), str(os.getpid())])
@@ -65,9 +55,14 @@ class Commands(Runner):
         make_folder(self.folder)
         file.with_suffix(".end").unlink(missing_ok=True)
         write_whole(file, json.dumps(cell.to_json(self.threads)) + "\n")
-        return Handle(cell, self.start([sys.executable, *MODULE, str(file)]), file)
+        self.new.append(Handle(cell, None, file))
+        return self.new[-1]
 
     def ended(self, handles: Sequence[Handle], timeout: float) -> list[Handle]:
+        new, self.new = self.new, []
+        jobs = self.start([[sys.executable, *MODULE, str(h.place)] for h in new]) if new else []
+        for handle, job in zip(new, jobs, strict=True):
+            handle.job = job
         time.sleep(timeout)
         return [h for h in handles if h.place.with_suffix(".end").is_file() or self.state(h.job)]
 
@@ -91,7 +86,8 @@ class Commands(Runner):
                 time.sleep(0.25)
         for handle in handles:
             handle.place.with_suffix(".end").unlink(missing_ok=True)
-            self.drop(handle.job)
+            if handle.job is not None:
+                self.drop(handle.job)
 
 
 @dataclass(frozen=True)
@@ -120,56 +116,37 @@ class Slurm(Launcher):
 
     @contextmanager
     def begin(self, folder: Path, threads: int) -> Iterator[Runner]:
-        submitit = _library("submitit", self.name)
-        options = {
-            "name": "modicum",
-            "timeout_min": self.minutes,
-            "cpus_per_task": self.cpus,
-            "gpus_per_node": self.gpus,
-            "slurm_partition": self.partition or None,
-            "slurm_array_parallelism": self.jobs,
-            "slurm_srun_args": [f"--cpus-per-task={self.cpus}"],  # it does not ask sbatch
-            "slurm_additional_parameters": spec.keywords("slurm: more", self.more),
-        }
-        place = folder.absolute() / "jobs"
+        submitit, place = _library("submitit", self.name), folder.absolute() / "jobs"
         try:
             executor = submitit.AutoExecutor(place / "log", cluster=self.cluster)
-            executor.update_parameters(**options)
-        except (RuntimeError, ValueError) as error:
+        except RuntimeError as error:
             raise UserError(f"slurm cannot be used: {str(error).splitlines()[0]}") from None
-        yield Jobs(submitit, place, threads or self.cpus, {"executor": executor})
+        executor.update_parameters(
+            name="modicum",
+            timeout_min=self.minutes,
+            cpus_per_task=self.cpus,
+            gpus_per_node=self.gpus,
+            slurm_partition=self.partition or None,
+            slurm_array_parallelism=self.jobs,
+            slurm_srun_args=[f"--cpus-per-task={self.cpus}"],  # it does not ask sbatch
+            slurm_additional_parameters=spec.keywords("slurm: more", self.more),
+        )
 
-
-@dataclass(eq=False)
-class Jobs(Commands):
-    """Those of submitit. The process of a job becomes that of its cell, and so hears the signals of
-    SLURM. A job is a list, filled when those that were submitted together go as one array."""
-
-    new: list[tuple[list[Any], Sequence[str]]] = field(default_factory=list)
-
-    def start(self, command: Sequence[str]) -> list[Any]:
-        job: list[Any] = []
-        self.new.append((job, command))
-        return job
-
-    def ended(self, handles: Sequence[Handle], timeout: float) -> list[Handle]:
-        executor, new, self.new = self.options["executor"], self.new, []
-        if new:
+        def start(commands: Sequence[Sequence[str]]) -> list[Any]:
             try:
-                with executor.batch():
-                    made = [executor.submit(os.execv, sys.executable, list(c)) for _, c in new]
-            except (self.library.core.utils.FailedJobError, OSError) as error:
+                with (
+                    executor.batch()
+                ):  # each becomes the process of its cell, and hears SLURM itself
+                    return [executor.submit(os.execv, sys.executable, [*c]) for c in commands]
+            except (submitit.core.utils.FailedJobError, OSError) as error:
                 raise UserError(f"sbatch: {str(error).strip().splitlines()[-1]}") from None
-            for (job, _), one in zip(new, made, strict=True):
-                job.append(one)
-        return super().ended(handles, timeout)
 
-    def state(self, job: list[Any]) -> str:
-        return f"SLURM says {job[0].state}" if job and job[0].done() else ""
+        def state(job: Any) -> str:
+            return f"SLURM says {job.state}" if job.done() else ""
 
-    def drop(self, job: list[Any]) -> None:
-        for one in job:
-            one.cancel(check=False)
+        yield Commands(
+            place, threads or self.cpus, start, state, lambda job: job.cancel(check=False)
+        )
 
 
 @dataclass(frozen=True)
@@ -192,32 +169,30 @@ class Ray(Launcher):
         except (ConnectionError, RuntimeError, ValueError) as error:
             first = str(error).splitlines()[0]
             raise UserError(f"no Ray cluster at {self.address!r}: {first}") from None
+        # A fresh process for each task.
+        options = {"num_cpus": self.cpus, "num_gpus": self.gpus, "max_calls": 1, "max_retries": 0}
+        task = ray.remote(**options)(subprocess.call)
+
+        def state(job: Any) -> str:
+            if not ray.wait([job], timeout=0)[0]:
+                return ""
+            try:
+                return f"Ray says exit code {ray.get(job)}"
+            except ray.exceptions.RayError as error:
+                return f"Ray says {type(error).__name__}"
+
         try:
             has = ray.cluster_resources()
             if has.get("GPU", 0) < self.gpus or has.get("CPU", 0) < self.cpus:
                 raise UserError(
                     f"the Ray cluster at {self.address!r} has less than {self} asks for"
                 )
-            options = {"num_cpus": self.cpus, "num_gpus": self.gpus}
-            yield Tasks(ray, folder.absolute() / "jobs", threads or self.cpus, options)
+            yield Commands(
+                folder.absolute() / "jobs",
+                threads or self.cpus,
+                lambda commands: [task.remote(list(command)) for command in commands],
+                state,
+                partial(ray.cancel, force=True),
+            )
         finally:
             ray.shutdown()
-
-
-class Tasks(Commands):
-    """Those of Ray, each in a fresh process."""
-
-    def start(self, command: Sequence[str]) -> Any:
-        make = self.library.remote(max_calls=1, max_retries=0, **self.options)
-        return make(subprocess.call).remote(list(command))
-
-    def state(self, job: Any) -> str:
-        if not self.library.wait([job], timeout=0)[0]:
-            return ""
-        try:
-            return f"Ray says exit code {self.library.get(job)}"
-        except self.library.exceptions.RayError as error:
-            return f"Ray says {type(error).__name__}"
-
-    def drop(self, job: Any) -> None:
-        self.library.cancel(job, force=True)
