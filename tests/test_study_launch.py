@@ -90,19 +90,19 @@ TRIAL = {"slurm": "slurm(cluster=local, gpus=0, cpus=1)", "ray": "ray(address=lo
 NEEDS = {"slurm": "submitit", "ray": "ray"}
 
 
-@pytest.fixture(params=LAUNCHERS)
-def launcher(request: pytest.FixtureRequest) -> Launcher:
-    """Every launcher that there is."""
-    if request.param in NEEDS:
-        pytest.importorskip(NEEDS[request.param])
-    return parse(TRIAL.get(request.param, request.param))
-
-
 def slow(*quick: str) -> list[Any]:
     """All launchers; those that start processes, or other ones than these, in the slow tests."""
     return [
         pytest.param(name, marks=[pytest.mark.slow] * (name not in quick)) for name in LAUNCHERS
     ]
+
+
+@pytest.fixture(params=slow("here", "local"))
+def launcher(request: pytest.FixtureRequest) -> Launcher:
+    """Every launcher that there is."""
+    if request.param in NEEDS:
+        pytest.importorskip(NEEDS[request.param])
+    return parse(TRIAL.get(request.param, request.param))
 
 
 LONG = pytest.mark.parametrize("launcher", slow("here"), indirect=True)

@@ -298,6 +298,24 @@ def test_local_gives_the_numbers_of_the_launcher_here(finished: Path, tmp_path: 
     assert cli.run(["study", "same", str(finished), out]) == 0
 
 
+@pytest.mark.slow
+def test_two_processes_run_one_study(finished: Path, tmp_path: Path) -> None:
+    """Both begin it, share its cells, and end with its report."""
+    command = [sys.executable, "-m", "modicum", "study", "run", str(finished.parent / "small.toml")]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([TESTS, *filter(None, sys.path)])}
+    both = [
+        subprocess.Popen([*command, "--out", str(tmp_path / "out")], env=environment, stderr=-1)
+        for _ in range(2)
+    ]
+    said = [process.communicate()[1].decode() for process in both]
+    assert [process.returncode for process in both] == [0, 0], said
+    assert analysis.differences(finished, tmp_path / "out") == []
+    assert not list((tmp_path / "out").rglob("*.lock"))
+    logs = [path.read_text() for path in (tmp_path / "out/cells").rglob("*.log")]
+    assert len(logs) == 7
+    assert all(log.count("note: change proof after the first step") <= 1 for log in logs)
+
+
 def mortal(completions: list[str], **columns: Any) -> list[float]:
     """A reward that takes along the first process of a study that asks for it."""
     mark = os.environ.get("MORTAL")
