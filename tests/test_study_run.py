@@ -35,7 +35,7 @@ from modicum.types import UserError
 from test_study_launch import NEEDS, TRIAL
 
 pytestmark = pytest.mark.usefixtures("no_pdf")
-TESTS = str(Path(__file__).parent)  # where the cells find the reward
+TESTS = os.pathsep.join(filter(None, sys.path))  # where the cells find the reward
 TEXT = """
 question = "Does the last layer suffice?"
 arms = ["full", "last(1)"]
@@ -302,7 +302,7 @@ def test_local_gives_the_numbers_of_the_launcher_here(finished: Path, tmp_path: 
 def test_two_processes_run_one_study(finished: Path, tmp_path: Path) -> None:
     """Both begin it, share its cells, and end with its report."""
     command = [sys.executable, "-m", "modicum", "study", "run", str(finished.parent / "small.toml")]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([TESTS, *filter(None, sys.path)])}
+    environment = {**os.environ, "PYTHONPATH": TESTS}
     both = [
         subprocess.Popen([*command, "--out", str(tmp_path / "out")], env=environment, stderr=-1)
         for _ in range(2)
@@ -336,7 +336,7 @@ def test_launchers_give_the_same_numbers_though_a_cell_is_killed(
     path, mark = study_file(tmp_path, folders["qwen2"], placebo="true"), tmp_path / "mark"
     text = path.read_text().replace("test_study_launch:parity", "test_study_run:mortal")
     path.write_text(text.replace("seeds = [0, 1]", "seeds = [0, 1, 2]"))
-    environment = {"PYTHONPATH": os.pathsep.join([TESTS, *filter(None, sys.path)])}
+    environment = {"PYTHONPATH": TESTS}
     for how, more in (("here", {}), (TRIAL.get(launcher, launcher), {"MORTAL": str(mark)})):
         out = ["--out", str(tmp_path / how.partition("(")[0]), "--launcher", how]
         done = modicum("study", "run", str(path), *out, **environment, **more)
