@@ -11,6 +11,7 @@ import pytest
 
 from modicum import cli, curricula, logged, objectives, rewards, runs, tasks, updates
 from modicum.results import RunResult
+from modicum.study import launchers
 from modicum.training.loop import train
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -64,8 +65,9 @@ def test_the_table_of_metrics_is_that_of_the_code() -> None:
         ("README.md", cli.COMMANDS),
         ("docs/method.md", objectives.OBJECTIVES),
         ("docs/curricula.md", curricula.CURRICULA),
+        ("docs/launchers.md", launchers.LAUNCHERS),
     ],
-    ids=["updates", "rewards", "tasks", "commands", "objectives", "curricula"],
+    ids=["updates", "rewards", "tasks", "commands", "objectives", "curricula", "launchers"],
 )
 def test_every_member_is_documented(page: str, names: dict[str, Any]) -> None:
     text = (ROOT / page).read_text()

@@ -265,17 +265,17 @@ def test_a_scan_from_python_in_processes_tries_again_only_what_is_asked(
         records=Records(anatomy=False),
     )
     design, out = Scan(over="blocks", blocks=2, seeds=1, best=1), tmp_path / "scan"
-    found = run_scan(design, config, out, launcher="processes")
+    found = run_scan(design, config, out, launcher="local")
     assert [unit["unit"] for unit in found["units"]] == ["block 0", "block 1"]
     assert (found["split"], found["full"]["unit"]) == ("tune", "full")
     assert found["best"] in ("surgical(0, of=2)", "surgical(1, of=2)")
     folder = out / "cells" / "final" / "surgical-1-of-2" / "seed-0"
     (folder / "result.json").unlink()
     (folder / "failed.json").write_text('{"error": "the loss was not finite"}')
-    again = run_scan(design, config, out, launcher="processes")
+    again = run_scan(design, config, out, launcher="local")
     assert again["units"][-1]["failed"] == ("seed 0: the loss was not finite",)
     assert again["best_units"] == ["block 0"]
-    once_more = run_scan(design, config, out, launcher="processes", retry_failed=True)
+    once_more = run_scan(design, config, out, launcher="local", retry_failed=True)
     for unit in (*found["units"], *once_more["units"], found["full"], once_more["full"]):
         del unit["seconds"]
     assert once_more == found

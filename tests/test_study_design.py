@@ -133,29 +133,29 @@ def check_updates(study: Study) -> None:
 def test_what_was_fixed_before_running_stays(tmp_path: Path) -> None:
     folder = tmp_path / "study"
     folder.mkdir()
-    first = begin(made(), folder, jobs=1)
+    first = begin(made(), folder, threads=1)
     assert first.threads >= 1
-    assert begin(made(), folder, jobs=1) == first
+    assert begin(made(), folder, threads=1) == first
     (folder / "cells" / "tune").mkdir(parents=True)
     with pytest.raises(UserError, match=r"other settings \(margin = 0.03\)"):
-        begin(made(margin=0.05), folder, jobs=1)
+        begin(made(margin=0.05), folder, threads=1)
     with pytest.raises(UserError, match=r"has arms that the file has not: lora\(rank=8\)"):
-        begin(made(arms=("full", "last(1)")), folder, jobs=1)
+        begin(made(arms=("full", "last(1)")), folder, threads=1)
     more = made(arms=(*made().arms, "last(2)"), seeds=(3, 5, 7))
-    assert begin(more, folder, jobs=1).seeds == (3, 5, 7)
+    assert begin(more, folder, threads=1).seeds == (3, 5, 7)
     with pytest.raises(UserError, match="has seeds that the file has not: 7"):
-        begin(made(arms=more.arms), folder, jobs=1)
+        begin(made(arms=more.arms), folder, threads=1)
 
 
 def test_until_an_arm_is_judged_another_text_starts_anew(tmp_path: Path) -> None:
-    begin(made(), tmp_path, jobs=1)
+    begin(made(), tmp_path, threads=1)
     probe = tmp_path / "cells" / "probe" / "full"
     probe.mkdir(parents=True)
-    assert begin(made(threads=1), tmp_path, jobs=1).threads == 1
+    assert begin(made(threads=1), tmp_path, threads=1).threads == 1
     probe.mkdir(parents=True, exist_ok=True)
-    begin(made(threads=1), tmp_path, jobs=1)
+    begin(made(threads=1), tmp_path, threads=1)
     assert probe.exists()
-    changed = begin(made(threads=1, arms=("full", "last(1)"), margin=0.05), tmp_path, jobs=1)
+    changed = begin(made(threads=1, arms=("full", "last(1)"), margin=0.05), tmp_path, threads=1)
     assert design.read(tmp_path / "study.toml") == changed
     assert changed.margin == 0.05
     assert not probe.exists()

@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,9 +32,10 @@ from modicum.study import (
     study_status,
 )
 from modicum.types import UserError
+from test_study_launch import NEEDS, TRIAL
 
 pytestmark = pytest.mark.usefixtures("no_pdf")
-TESTS = str(Path(__file__).parent)  # where the cells find the reward
+TESTS = os.pathsep.join(filter(None, sys.path))  # where the cells find the reward
 TEXT = """
 question = "Does the last layer suffice?"
 arms = ["full", "last(1)"]
@@ -63,7 +65,10 @@ anatomy = false
 """
 
 
-HERE = ("--launcher", "here")  # processes take ten seconds to begin: tests/test_study_launch.py
+HERE = (
+    "--launcher",
+    "here",
+)  # those of local take ten seconds to begin: tests/test_study_launch.py
 
 
 def study_file(folder: Path, model: Path, factors: str = "[1]", placebo: str = "false") -> Path:
@@ -188,8 +193,8 @@ def test_what_a_design_made_in_python_says_wrong_is_one_line(tmp_path: Path) -> 
     ):
         with pytest.raises(UserError, match=message):
             run_study(design_of, out and tmp_path / out)
-    with pytest.raises(UserError, match="there is no launcher 'slurm'"):
-        run_study(made, tmp_path / "x", launcher="slurm")
+    with pytest.raises(UserError, match="unknown launcher 'slrm'; did you mean 'slurm'"):
+        run_study(made, tmp_path / "x", launcher="slrm")
     with pytest.raises(UserError, match="is not the folder of a study"):
         study_status(made, tmp_path / "x")
     assert not (tmp_path / "x").exists()
@@ -243,11 +248,102 @@ def test_the_same_but_for_clocks_and_memory(finished: Path, capsys: Any, tmp_pat
     assert "1 numbers differ" in capsys.readouterr().out
 
 
+def test_a_study_goes_on_elsewhere_from_the_small_files_of_its_cells(
+    finished: Path, tmp_path: Path
+) -> None:
+    """Weights and logs stay behind; what is there is not run again, and the report is the same."""
+    light = shutil.ignore_patterns(
+        "checkpoints", "*.log", "*.lock", "report*", "figures", "curves.json"
+    )
+    for number, missing in enumerate(([], ["full/seed-1", "last-1/seed-1"])):
+        there = tmp_path / str(number) / "out"
+        shutil.copytree(finished, there, ignore=light)
+        for cell in missing:
+            shutil.rmtree(there / "cells/final" / cell)
+        heard = Heard()
+        assert run_study(there, launcher="here", observer=heard).missing == ()
+        run = [line for line in heard.lines if "left" in line]
+        assert len(run) == len(missing)
+        assert analysis.differences(finished, there) == []
+    run_study(finished, launcher="here")
+    for name in ("report.md", "curves.json", "analysis.json"):
+        assert (tmp_path / "0/out" / name).read_text() == (finished / name).read_text(), name
+
+
+def test_seconds_on_different_devices_are_not_compared(finished: Path) -> None:
+    study = design.read(finished / "study.toml")
+    path = finished / "cells/final/last-1/seed-1/environment.json"
+    kept = path.read_text()
+    alike = analysis.analyse(collect.collect(study, finished), finished)
+    assert "device" in json.loads(kept)
+    assert alike.arms[1].cost.seconds and alike.arms[1].cost.time_ratio
+    path.write_text(json.dumps({**json.loads(kept), "device": "a GPU"}))
+    found = run_study(finished, launcher="here").analysis
+    assert [text for text in found.notes if "(a GPU, " in text or ", a GPU)" in text]
+    assert analysis.same(asdict(alike), asdict(found)) == []
+    for arm in found.arms:
+        assert (arm.cost.seconds, arm.cost.step_seconds, arm.cost.time_ratio) == (None, None, None)
+        assert arm.cost.flops_ratio and "x the time" not in arm.sentence
+    text = (finished / "report.md").read_text()
+    assert "different devices" in text and "their seconds are not compared" in text
+    path.write_text(kept)
+    run_study(finished, launcher="here")
+    assert "different devices" not in (finished / "report.md").read_text()
+
+
 @pytest.mark.slow
-def test_processes_give_the_numbers_of_the_launcher_here(finished: Path, tmp_path: Path) -> None:
+def test_local_gives_the_numbers_of_the_launcher_here(finished: Path, tmp_path: Path) -> None:
     path, out = finished.parent / "small.toml", str(tmp_path / "out")
     assert cli.run(["study", "run", str(path), "--out", out, "--jobs", "2"]) == 0
     assert cli.run(["study", "same", str(finished), out]) == 0
+
+
+@pytest.mark.slow
+def test_two_processes_run_one_study(finished: Path, tmp_path: Path) -> None:
+    """Both begin it, share its cells, and end with its report."""
+    command = [sys.executable, "-m", "modicum", "study", "run", str(finished.parent / "small.toml")]
+    environment = {**os.environ, "PYTHONPATH": TESTS}
+    both = [
+        subprocess.Popen([*command, "--out", str(tmp_path / "out")], env=environment, stderr=-1)
+        for _ in range(2)
+    ]
+    said = [process.communicate()[1].decode() for process in both]
+    assert [process.returncode for process in both] == [0, 0], said
+    assert analysis.differences(finished, tmp_path / "out") == []
+    assert not list((tmp_path / "out").rglob("*.lock"))
+    logs = [path.read_text() for path in (tmp_path / "out/cells").rglob("*.log")]
+    assert len(logs) == 7
+    assert all(log.count("note: change proof after the first step") <= 1 for log in logs)
+
+
+def mortal(completions: list[str], **columns: Any) -> list[float]:
+    """A reward that takes along the first process of a study that asks for it."""
+    mark = os.environ.get("MORTAL")
+    if mark and not Path(mark).exists():
+        Path(mark).touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+    return [float(len(text) % 2) for text in completions]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("launcher", ["local", "slurm", "ray"])
+def test_launchers_give_the_same_numbers_though_a_cell_is_killed(
+    launcher: str, folders: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A study of 13 cells, beside that of the launcher here."""
+    if launcher in NEEDS:
+        pytest.importorskip(NEEDS[launcher])
+    path, mark = study_file(tmp_path, folders["qwen2"], placebo="true"), tmp_path / "mark"
+    text = path.read_text().replace("test_study_launch:parity", "test_study_run:mortal")
+    path.write_text(text.replace("seeds = [0, 1]", "seeds = [0, 1, 2]"))
+    environment = {"PYTHONPATH": TESTS}
+    for how, more in (("here", {}), (TRIAL.get(launcher, launcher), {"MORTAL": str(mark)})):
+        out = ["--out", str(tmp_path / how.partition("(")[0]), "--launcher", how]
+        done = modicum("study", "run", str(path), *out, **environment, **more)
+        assert done.returncode == 0, done.stderr
+    assert mark.exists()
+    assert len(list((tmp_path / launcher).rglob("result.json"))) == 12
+    assert analysis.differences(tmp_path / "here", tmp_path / launcher) == []
 
 
 @pytest.mark.slow

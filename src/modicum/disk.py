@@ -130,7 +130,7 @@ def clear_folder(folder: Path) -> None:
 
 def write_whole(path: Path, text: str) -> None:
     """Write a file so that a crash leaves the old one or the new one, never a half."""
-    aside = path.with_name(f".{path.name}.tmp")
+    aside = path.with_name(f".{os.getpid()}.{path.name}.tmp")  # another may write the same
     try:
         aside.write_text(text, encoding="utf-8")
         os.replace(aside, path)
@@ -156,11 +156,21 @@ class Owner(NamedTuple):
 
 
 @contextlib.contextmanager
-def held(folder: Path, what: str = "writing") -> Iterator[None]:
-    """Hold a folder that exists; FolderTaken when another process does, `what` of it being said."""
-    path, pid = folder / LOCK, os.getpid()
+def held(
+    folder: Path, what: str = "writing", name: str = LOCK, wait: float = 0.0
+) -> Iterator[None]:
+    """Hold a folder that exists, or a thing in it that has a lock called `name`; FolderTaken when
+    another process does, `what` of it being said, and still does after `wait` seconds."""
+    path, pid, end = folder / name, os.getpid(), time.monotonic() + wait
     with writing(folder):
-        file = _take(folder, what)
+        while True:
+            try:
+                file = _take(path, what)
+                break
+            except FolderTaken:
+                if time.monotonic() >= end:
+                    raise
+                time.sleep(0.1)
     LOCKS.add(file)
     try:
         yield
@@ -173,16 +183,16 @@ def held(folder: Path, what: str = "writing") -> Iterator[None]:
             os.close(file)
 
 
-def check_free(folder: Path, what: str = "writing") -> None:
+def check_free(folder: Path, what: str = "writing", name: str = LOCK) -> None:
     """FolderTaken when a process that lives holds the folder; a look only, and `held` decides."""
-    if (folder / LOCK).is_file():
-        with held(folder, what):
+    if (folder / name).is_file():
+        with held(folder, what, name):
             pass
 
 
-def _take(folder: Path, what: str) -> int:
+def _take(path: Path, what: str) -> int:
     """Our lock file, open and locked, with our name in it."""
-    path, end = folder / LOCK, time.monotonic() + PATIENCE
+    folder, end = path.parent, time.monotonic() + PATIENCE
     mine = Owner(os.getpid(), platform.node(), folder.stat().st_ino)
     advice = "let it end first, or stop it, or take another folder"
     while True:

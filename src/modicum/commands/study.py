@@ -30,9 +30,10 @@ class Options:
     out: str = ""
     """The study's folder; empty takes runs/ and the name of the file."""
     jobs: int = 1
-    """Runs at the same time; the cores are divided among them."""
-    launcher: str = "processes"
-    """What runs them: `processes`, each in one of its own, or `here`, one after the other."""
+    """Runs at the same time; the cores are divided among them. The short word for `local(jobs=N)`."""
+    launcher: str = "local"
+    """What runs them: `local`, each in a process of its own, `here`, in this one, `slurm(...)`
+    or `ray(...)`."""
     retry_failed: bool = False
     """Run the cells that failed once more; else they stay failed and are shown."""
 
@@ -82,9 +83,10 @@ class ScanOptions:
     """How the runs are made."""
 
     jobs: int = 1
-    """Runs at the same time; several need `--launcher processes`, which shares out the cores."""
+    """Runs at the same time; several need `--launcher local`, which shares out the cores."""
     launcher: str = "here"
-    """What runs them: `here`, or `processes`, each in one of its own."""
+    """What runs them: `here`, in this process, `local`, each in one of its own, `slurm(...)` or
+    `ray(...)`."""
     retry_failed: bool = False
     """Run those that stopped once more; else they stay stopped and are shown."""
 

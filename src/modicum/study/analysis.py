@@ -86,7 +86,7 @@ def analyse(found: Collected, folder: Path) -> Analysis:
         whole,
         arms=tuple(replace(arm, sentence="".join(said("sentence", it, seen))) for arm, it in pairs),
         conclusion="".join(said("conclusion", seen)),
-        notes=(*said("notes", seen), *own),
+        notes=(*said("notes", seen), *own, *said("of_devices", found.devices)),
     )
 
 
@@ -100,7 +100,7 @@ def _arm(found: Collected, outcome: ArmRuns, judged: ArmResult, folder: Path) ->
         kind=kind_of(arm),
         **vars(outcome.choice),
         difficulty=difficulty(found, outcome),
-        cost=cost(outcome, found.outcomes[0]),
+        cost=cost(outcome, found.outcomes[0], timed=len(found.devices) < 2),
         folders={
             str(seed): path.relative_to(folder).as_posix()
             for seed, path in final(found.study, folder, arm).items()
@@ -131,8 +131,13 @@ def differences(one: Path, other: Path) -> list[str]:
 
 def same(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
     """Where two analyses differ, but for what was measured with a clock or a memory gauge."""
-    every = (flat({**found, "repeat": []}, lists=True) for found in (one, other))
-    first, second = ({w: v for w, v in of if not VARYING.match(w)} for of in every)
+
+    def settled(found: Mapping[str, Any]) -> dict[str, Any]:
+        notes = [text for text in found["notes"] if "different devices" not in text]
+        every = flat({**found, "notes": notes, "repeat": []}, lists=True)
+        return {where: value for where, value in every if not VARYING.match(where)}
+
+    first, second = settled(one), settled(other)
     return sorted(
         f"{where}: {first.get(where)!r} and {second.get(where)!r}"
         for where in first.keys() | second.keys()

@@ -129,7 +129,8 @@ def tune(bench: Bench) -> dict[str, Choice]:
     found = {a.name: choose(study, defaults[a.name], rounds[a.name]) for a in tuned}
     control = found[study.control]
     found |= {a.name: Choice(control.learning_rate) for a in bench.arms if a.placebo}
-    Run(bench.folder).write("tuning.json", {name: asdict(one) for name, one in found.items()})
+    with bench.writing():
+        Run(bench.folder).write("tuning.json", {name: asdict(one) for name, one in found.items()})
     return found
 
 

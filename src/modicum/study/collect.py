@@ -1,8 +1,8 @@
 """A study's folder as data: scores by seed and problem, costs, tries, failures of each arm."""
 
 import itertools
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean, median
 from typing import Any
@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from modicum.parts import base_of
+from modicum.parts import base_of, began
 from modicum.results import ArmCost, DifficultyLevel, fill
 from modicum.runs import read_lines, read_object
 from modicum.study import design
@@ -47,6 +47,7 @@ class Collected:
     outcomes: tuple[ArmRuns, ...]
     levels: tuple[str, ...]  # of every problem, one of `level_names`
     level_names: tuple[str, ...]
+    devices: tuple[str, ...] = ()  # that the final runs say they were made on
 
     @property
     def base_scores(self) -> NDArray[np.float64]:
@@ -83,7 +84,13 @@ def collect(study: Study, folder: Path) -> Collected:
                     f"{run} and {first} are of different base models, though both name"
                     f" {own.get('model')}: their hashes differ"
                 )
-    return Collected(study, base, outcomes, *_levels(path, base))
+    runs = (final(study, folder, found.arm)[seed] for found in outcomes for seed in found.results)
+    return Collected(study, base, outcomes, *_levels(path, base), devices(runs))
+
+
+def devices(runs: Iterable[Path]) -> tuple[str, ...]:
+    """The GPUs or processors that runs say they were made on."""
+    return tuple(sorted({str(name) for run in runs if (name := began(run).get("device"))}))
 
 
 def final(study: Study, folder: Path, arm: PlannedArm) -> dict[int, Path]:
@@ -107,8 +114,9 @@ def outcome(study: Study, arm: PlannedArm, folder: Path, tuned: Mapping[str, Any
     return ArmRuns(arm, scores, results, steps, tuple(failed), choice)
 
 
-def cost(outcome: ArmRuns, control: ArmRuns) -> ArmCost:
-    """What an arm's runs took, in means over seeds; ratios to the control's."""
+def cost(outcome: ArmRuns, control: ArmRuns, timed: bool = True) -> ArmCost:
+    """What an arm's runs took, in means over seeds; ratios to the control's. Without seconds unless
+    they can be compared (`timed`)."""
     if not outcome.results:
         return ArmCost()
     mine, other = _means(outcome), _means(control)
@@ -116,7 +124,8 @@ def cost(outcome: ArmRuns, control: ArmRuns) -> ArmCost:
         f"{name}_ratio": mine[of] / other[of] if other[of] else None
         for name, of in (("time", "seconds"), ("memory", "memory_bytes"), ("flops", "flops"))
     }
-    return ArmCost(**mine, **ratios, tuning_runs=len(outcome.choice.tries))
+    found = ArmCost(**mine, **ratios, tuning_runs=len(outcome.choice.tries))
+    return found if timed else replace(found, seconds=None, step_seconds=None, time_ratio=None)
 
 
 def _means(outcome: ArmRuns) -> dict[str, Any]:

@@ -1,161 +1,34 @@
-"""Where cells run: a kind. A launcher runs cells and says when each has ended.
+"""The cells of a study, run by a launcher: which are next, and what comes of those that end.
 
-A cell that is there already is never run again. Another launcher (of a cluster, say) is a class
-with `run` and its row in `LAUNCHERS`.
+A cell that is there already is never run again, and one that another process runs, of whichever
+machine, is waited for.
 """
 
 import itertools
-import multiprocessing
-import os
 import signal
 import time
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass, replace
-from multiprocessing import connection, resource_tracker
-from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import Literal
 
 from modicum import disk
-from modicum.child import ENDING, deaf
+from modicum.child import ENDING
 from modicum.config import Held, TrainConfig
-from modicum.limits import Natural, Positive, check_limits
 from modicum.machine import Interrupts
 from modicum.runs import clear_folder, entries, make_folder
-from modicum.spec import nearest
 from modicum.study import design
-from modicum.study.cell import BUSY, Cell, execute, work
+from modicum.study.cell import BUSY, TAKEN, Cell
 from modicum.study.design import PlannedArm, Study
+from modicum.study.launchers import Launcher
+from modicum.study.launchers.base import GOES_ON, Handle, Runner
 from modicum.types import FolderError, RunInterrupted, UserError
 
-GOES_ON = "interrupted; the same command goes on from there"
-POLL_SECONDS = 0.25
-PRELOAD = ["modicum.training.loop", "modicum.evaluate", "modicum.display", "peft"]
+POLL_SECONDS, LOOK_SECONDS = 0.25, 2.0  # between looks at our own cells, and at those of others
+WRITING_SECONDS = 60.0  # for which another process may write what is of the whole study
 
 Ended = Callable[[Cell], None]
-
-
-@dataclass(frozen=True)
-class Launcher(ABC):
-    """One way to run cells."""
-
-    jobs: Positive = 1  # cells at the same time
-    threads: Natural = 0  # of each cell; 0: as here, or the cores shared out elsewhere
-
-    def __post_init__(self) -> None:
-        check_limits(self)
-
-    @abstractmethod
-    def run(self, cells: Sequence[Cell], ended: Ended) -> None:
-        """Run all `cells` and call `ended` with each that has its result or its failure.
-
-        Raises RunInterrupted after a signal, when the running cells have saved what they had,
-        and FolderError when one cannot write its folder, as on a full disk.
-        """
-
-
-class Here(Launcher):
-    """In this process, one after the other; shows each run's progress."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.jobs > 1:
-            raise UserError("the launcher here runs one at a time; several need processes")
-
-    def run(self, cells: Sequence[Cell], ended: Ended) -> None:
-        import torch
-
-        before = torch.get_num_threads()
-        torch.set_num_threads(self.threads or before)
-        try:
-            for cell in cells:
-                execute(cell)
-                ended(cell)
-        except RunInterrupted as error:
-            raise RunInterrupted(GOES_ON, error.number) from None
-        finally:
-            torch.set_num_threads(before)
-
-
-class Processes(Launcher):
-    """So many at a time on this machine, each in a fresh process.
-
-    They are forked from a server that has the libraries loaded. One that a signal ends goes on once
-    more when the others have ended; the second time it has failed, or where asked to end, all do.
-    Of several GPUs each of the `jobs` places has one, which a run takes that names none.
-    """
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.jobs > (os.cpu_count() or 1):
-            raise UserError(f"jobs must be at most {os.cpu_count()}, the number of cores")
-
-    def run(self, cells: Sequence[Cell], ended: Ended) -> None:
-        waiting, again = list(cells), list[Cell]()
-        threads = self.threads or share_of_cores(self.jobs)
-        running: dict[int, tuple[Cell, ForkServerProcess, int]] = {}
-        free, cards = list(range(self.jobs)), gpus()
-        # Read by the libraries when the server loads them; it must not wake CUDA for its children.
-        os.environ["OMP_NUM_THREADS"] = str(threads)
-        os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] = "1"
-        context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(PRELOAD)
-        resource_tracker.ensure_running()  # within `deaf` it would unblock what is to be blocked
-        with Interrupts() as interrupts:
-            while waiting or running:
-                while waiting and len(running) < self.jobs and not interrupts.asked:
-                    cell, place = waiting.pop(0), free.pop(0)
-                    chooses = bool(cards) and cell.config.compute.device in ("auto", "cuda")
-                    card = [cards[place % len(cards)]] if chooses else []
-                    process = context.Process(target=work, args=(cell, threads, *card))
-                    try:
-                        with deaf():  # until it can end in order
-                            process.start()
-                    except (EOFError, ConnectionError):
-                        raise FolderError(f"what starts the runs was killed; {GOES_ON}") from None
-                    running[process.sentinel] = (cell, process, place)
-                for sentinel in connection.wait(list(running), POLL_SECONDS):
-                    cell, process, place = running.pop(sentinel)  # type: ignore[arg-type]
-                    free = sorted([*free, place])
-                    number = 0 if cell.done else _signal(process)
-                    if number and cell not in again:
-                        again.append(cell)
-                        waiting.append(cell)
-                    elif number in ENDING:
-                        interrupts.number = number
-                    elif busy := _close(cell, process, number):
-                        _interrupt([of for _, of, _ in running.values()], signal.SIGINT)
-                        raise FolderError(f"{cell.label}: {busy}; the same command goes on then")
-                    else:
-                        ended(cell)
-                if interrupts.asked:
-                    _interrupt([of for _, of, _ in running.values()], interrupts.number)
-                    raise RunInterrupted(GOES_ON, interrupts.number)
-
-
-LAUNCHERS: dict[str, type[Launcher]] = {"here": Here, "processes": Processes}
-
-
-def named(name: str, jobs: int) -> Launcher:
-    """The launcher called `name`; an unknown one is a UserError."""
-    if name not in LAUNCHERS:
-        raise UserError(f"there is no launcher {name!r}; {nearest(name, LAUNCHERS)}")
-    return LAUNCHERS[name](jobs)
-
-
-def gpus() -> list[str]:
-    """The GPUs of this machine that may be used, as CUDA_VISIBLE_DEVICES names them."""
-    import torch
-
-    count, named = torch.cuda.device_count(), os.environ.get("CUDA_VISIBLE_DEVICES")
-    return (named.split(",") if named else list(map(str, range(count))))[:count]
-
-
-def share_of_cores(jobs: int) -> int:
-    """The threads of each of `jobs` runs at the same time."""
-    return max(1, (os.cpu_count() or 1) // jobs)
 
 
 class StudyObserver:
@@ -182,6 +55,7 @@ class Bench:
     observer: StudyObserver
     retry_failed: bool = False
     split: Literal["tune", "test"] = "test"  # final runs are judged on it
+    threads: int = 0  # of each cell; 0: the launcher's own choice
 
     @property
     def arms(self) -> list[PlannedArm]:
@@ -207,10 +81,16 @@ class Bench:
         return Cell(label, self.held(config, split), str(self.folder / f"cells/base-{split}"), keep)
 
     def run(self, cells: Sequence[Cell], retry_failed: bool = False) -> None:
-        """Run the cells that have neither a result nor, unless these are asked for, a failure."""
+        """Run the cells that have neither a result nor, unless these are asked for, a failure.
+
+        Raises RunInterrupted after a signal, when the running cells have saved what they had,
+        and FolderError when one cannot write its folder, as on a full disk.
+        """
         for cell in cells:
             if cell.failure and (retry_failed or self.retry_failed):
-                clear_folder(cell.folder)
+                with suppress(disk.FolderTaken), cell.alone():
+                    if cell.failure:  # and no other process has begun it anew
+                        clear_folder(cell.folder)
         waiting = [cell for cell in cells if not cell.done and not cell.failure]
         number, began = itertools.count(1), time.perf_counter()
 
@@ -218,7 +98,12 @@ class Bench:
             seconds = time.perf_counter() - began
             self.observer.ended(next(number), len(waiting), cell, seconds)
 
-        self.launcher.run(waiting, ended)
+        if waiting:
+            Queue(self, waiting, ended).run()
+
+    def writing(self) -> AbstractContextManager[None]:
+        """A context in which no other process writes what is of the whole study."""
+        return disk.held(self.folder, "writing the study in", wait=WRITING_SECONDS)
 
     def evaluate(self, base: Cell) -> None:
         """Evaluate the untrained model; without that nothing can go on."""
@@ -227,49 +112,87 @@ class Bench:
             raise UserError(f"the base cannot be evaluated: {base.failure}")
 
 
+class Queue:
+    """Cells on their way: they wait, for a place or for another process, run, and end."""
+
+    def __init__(self, bench: Bench, cells: Sequence[Cell], ended: Ended) -> None:
+        self.bench, self.launcher, self.ended = bench, bench.launcher, ended
+        self.waiting, self.running = list(cells), list[Handle]()
+        self.again = set[tuple[Path, str]]()  # which ended before their time, and how far they were
+        self.look = 0.0  # when those that other processes run are looked at again
+
+    def run(self) -> None:
+        """Run all; errors as of `Bench.run`."""
+        begun = self.launcher.begin(self.bench.folder, self.bench.threads)
+        with begun as runner, Interrupts() as interrupts:
+            try:
+                while self.waiting or self.running:
+                    if not interrupts.asked:
+                        self._submit(runner)
+                    for handle in runner.ended(self.running, POLL_SECONDS):
+                        self.running.remove(handle)
+                        number = self._close(handle.cell, *runner.why(handle))
+                        interrupts.number = number or interrupts.number
+                    if interrupts.asked:
+                        raise RunInterrupted(GOES_ON, interrupts.number)
+            except UserError as error:
+                runner.cancel(self.running, getattr(error, "number", signal.SIGINT))
+                raise
+
+    def _submit(self, runner: Runner) -> None:
+        while self.waiting and len(self.running) < self.launcher.jobs:
+            if time.monotonic() < self.look:
+                return
+            cell = next((cell for cell in self.waiting if not cell.taken), None)
+            if cell is None:
+                if not self.look:
+                    self.bench.observer.say(f"waiting: {self.waiting[0].taken}")
+                self.look = time.monotonic() + LOOK_SECONDS
+                return
+            self.waiting.remove(cell)
+            if cell.done or cell.failure:  # by another process, meanwhile
+                self.ended(cell)
+            else:
+                self.running.append(runner.submit(cell))
+
+    def _close(self, cell: Cell, code: int, said: str) -> int:
+        """Go on with what comes of a cell that has ended; the signal by which all are asked to end."""
+        preempts, number = self.launcher.preempts, -code if code < 0 else max(0, code - 128)
+        mark = cell.folder, cell.progress if preempts else ""
+        if cell.done or cell.failure:
+            self.ended(cell)
+        elif code == TAKEN or (number and mark not in self.again):
+            self.again |= {mark} if number else set()
+            self.waiting.append(cell)
+        elif number in ENDING and not preempts:
+            return number
+        else:
+            lines = cell.log.read_text(encoding="utf-8").splitlines() if cell.log.is_file() else []
+            last = lines[-1] if lines else ""
+            if code == BUSY:
+                why = last or f"{cell.folder} cannot be written now"
+                raise FolderError(f"{cell.label}: {why}; the same command goes on then")
+            how = said or (f"by signal {number}, twice" if number else f"with exit code {code}")
+            if number == signal.SIGKILL and not said:
+                how += "; signal 9 is often the system, out of memory"
+            how += f"; its log ends: {last}" if last and code == 1 else ""
+            cell.fail(f"the process ended {how}")
+            self.ended(cell)
+        return 0
+
+
 @contextmanager
 def locked(folder: Path, what: str) -> Iterator[None]:
-    """Hold the folder of a study or a scan (`what`); UserError for another's, or one that is held."""
+    """Hold what is of a whole study or scan (`what`); waits while another process does. UserError for
+    the folder of something else."""
     if entries(folder) and not (folder / f"{what}.toml").is_file():
         raise UserError(f"{folder} is there and is no {what}; --out takes another folder")
     make_folder(folder)
-    with disk.held(folder, f"running the {what} in"):
+    with disk.held(folder, f"writing the {what} in", wait=WRITING_SECONDS):
         yield
 
 
-def _signal(process: ForkServerProcess) -> int:
-    process.join()
-    code = process.exitcode or 0
-    if code == 255:  # its server was killed: it may live, and nobody hears of its end any more
-        with suppress(ProcessLookupError):
-            os.kill(process.pid, signal.SIGKILL)  # type: ignore[arg-type]
-        time.sleep(POLL_SECONDS)  # then the server is gone, and the next process begins another
-        return signal.SIGKILL
-    return -code if code < 0 else max(0, code - 128)
-
-
-def _close(cell: Cell, process: ForkServerProcess, number: int) -> str:
-    """Write down how a signal or a fault ended a cell; why its folder cannot be written now."""
-    code = process.exitcode or 0
-    lines = cell.log.read_text(encoding="utf-8").splitlines() if cell.log.is_file() else []
-    last = lines[-1] if lines else ""
-    if code == BUSY:
-        return last or f"{cell.folder} cannot be written now"
-    if not cell.done and not cell.failure:
-        how = f"by signal {number}, twice" if number else f"with exit code {code}"
-        memory = "; signal 9 is often the system, out of memory" if number == signal.SIGKILL else ""
-        said = f"; its log ends: {last}" if last and code == 1 else ""
-        cell.fail(f"the process ended {how}{memory}{said}")
-    return ""
-
-
-def _interrupt(processes: Sequence[ForkServerProcess], number: int) -> None:
-    """Ask each to stop after its step, once, and wait; a second signal ends them at once."""
-    for pid in [process.pid for process in processes if process.pid and process.is_alive()]:
-        os.kill(pid, number)
-    try:
-        for process in processes:
-            process.join()
-    except KeyboardInterrupt:
-        for process in processes:
-            process.kill()
+def require_idle(folder: Path) -> None:
+    """FolderTaken where a process runs a cell of the study in a folder."""
+    for lock in (folder / "cells").rglob("*.lock"):
+        disk.check_free(lock.parent, "running a cell in", lock.name)

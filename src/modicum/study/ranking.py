@@ -44,7 +44,7 @@ class Standing:
     scores: Mapping[int, Scores]  # the same by seed, of runs that have ended
     learning_rate: float | None = None
     parameters: int | None = None
-    seconds: float = 0.0  # mean over runs
+    seconds: float | None = 0.0  # mean over runs; None where they cannot be compared
     failed: tuple[str, ...] = ()  # why runs of it stopped
     contribution: float | None = None
     level_with_best: bool = False  # whether the best one's lead over it may be nothing

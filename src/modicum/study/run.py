@@ -14,11 +14,12 @@ from typing import Any
 
 from modicum.results import Analysis
 from modicum.runs import Run, clear_folder
-from modicum.study import cells, design, launch
+from modicum.study import cells, design, launch, launchers
 from modicum.study.cell import RESULT, failure
 from modicum.study.cells import CostEstimate
 from modicum.study.design import Kind, Study
 from modicum.study.launch import Bench, StudyObserver
+from modicum.study.launchers import Launcher
 from modicum.types import UserError
 
 Source = Study | Path | str  # a design, the file of one, or its folder
@@ -39,17 +40,18 @@ def run_study(
     out: Path | str = "",
     *,
     jobs: int = 1,
-    launcher: str = "processes",
+    launcher: str | Launcher = "local",
     retry_failed: bool = False,
     observer: StudyObserver | None = None,
 ) -> StudyOutcome:
     """Run what is missing of a study, analyse it and write its report.
 
     `study` is a design, the file of one, or the folder of one that has begun; `out` is its
-    folder, by default the folder given, or runs/ and the name of the file. `jobs` runs go at
-    the same time; `launcher` says where ("processes", "here"). Cells that failed stay failed
-    unless `retry_failed`. `observer` is told how it goes. Raises UserError for what cannot be
-    done and RunInterrupted after Ctrl-C; the same call goes on from there.
+    folder, by default the folder given, or runs/ and the name of the file. `launcher` says where
+    runs are made ("local", "here", "slurm(partition='gpu')"), and `jobs` is that of local, how
+    many at a time. Cells that failed stay failed unless `retry_failed`. `observer` is told how
+    it goes. Raises UserError for what cannot be done and RunInterrupted after Ctrl-C; the same
+    call goes on from there. Several processes may run one study, on machines that share its folder.
     """
     with opened(study, out, jobs, launcher, retry_failed, observer) as bench:
         made, say = bench.study, bench.observer.say
@@ -102,7 +104,9 @@ def _analyse(bench: Bench) -> StudyOutcome:
     from modicum.study import analysis, collect
 
     study, folder = bench.study, bench.folder
-    found = analysis.write(study, folder)
+    with bench.writing():
+        found = analysis.write(study, folder)
+        report = page.write([folder])
     for arm in found.arms:
         bench.observer.say(arm.sentence)
     missing = [
@@ -111,7 +115,7 @@ def _analyse(bench: Bench) -> StudyOutcome:
         for seed, path in collect.final(study, folder, arm).items()
         if not (path / RESULT).is_file()
     ]
-    return StudyOutcome(folder, found, page.write([folder]), tuple(missing))
+    return StudyOutcome(folder, found, report, tuple(missing))
 
 
 @contextmanager
@@ -119,24 +123,25 @@ def opened(
     study: Source,
     out: Path | str,
     jobs: int = 1,
-    launcher: str = "processes",
+    launcher: str | Launcher = "local",
     retry_failed: bool = False,
     observer: StudyObserver | None = None,
     *,
     kind: Kind = "study",
     overwrite: bool = False,
 ) -> Iterator[Bench]:
-    """The study with its arms checked, its folder begun and held; `overwrite` clears it before."""
+    """The study with its arms checked, its folder begun; `overwrite` clears it before."""
     made, folder = _placed(study, out)
     cells.check_arms(made)
-    how = launch.named(launcher, jobs)
+    how = launchers.parse(launcher, jobs)
     with launch.locked(folder, kind):
         if overwrite:
+            launch.require_idle(folder)
             clear_folder(folder)
-        made = begin(made, folder, jobs, kind)
-        # A scan leaves the threads of this process as they are.
-        how = how if kind == "scan" else replace(how, threads=made.threads)
-        yield Bench(made, folder, how, observer or StudyObserver(), retry_failed)
+        made = begin(made, folder, how.threads, kind)
+    # A scan leaves the threads of this process as they are.
+    threads = 0 if kind == "scan" else made.threads
+    yield Bench(made, folder, how, observer or StudyObserver(), retry_failed, threads=threads)
 
 
 def _placed(study: Source, out: Path | str, begun: bool = False) -> tuple[Study, Path]:
@@ -166,11 +171,11 @@ def _placed(study: Source, out: Path | str, begun: bool = False) -> tuple[Study,
     return made if isinstance(made, Study) else design.read(made), folder
 
 
-def begin(study: Study, folder: Path, jobs: int, kind: Kind = "study") -> Study:
+def begin(study: Study, folder: Path, threads: int, kind: Kind = "study") -> Study:
     """The study as its folder holds it, begun now or before.
 
     After a try or a final run only arms and seeds may be added; until then another text starts
-    anew.
+    anew. `threads` of a run are the launcher's, unless the study says how many.
     """
     path = folder / f"{kind}.toml"
     if path.is_file():
@@ -187,7 +192,8 @@ def begin(study: Study, folder: Path, jobs: int, kind: Kind = "study") -> Study:
                     why = f"was begun with other settings ({line or new}); they are fixed before"
                     raise UserError(f"{folder} {why} running. --out takes another folder")
         elif study != old:
+            launch.require_idle(folder)
             shutil.rmtree(folder / "cells", ignore_errors=True)
-    study = replace(study, threads=study.threads or launch.share_of_cores(jobs))
+    study = replace(study, threads=study.threads or threads)
     Run(folder).write_text(path.name, design.text(study))
     return study

@@ -19,6 +19,7 @@ from modicum.study.cell import BASE
 from modicum.study.cells import Choice
 from modicum.study.design import Allowance, PlannedArm, Study, Tuning
 from modicum.study.launch import StudyObserver
+from modicum.study.launchers import Launcher
 from modicum.study.ranking import FULL, Over, Standing, Unit
 from modicum.types import UserError
 
@@ -60,7 +61,7 @@ def run_scan(
     split: Literal["tune", "test"] = "tune",
     overwrite: bool = False,
     jobs: int = 1,
-    launcher: str = "here",
+    launcher: str | Launcher = "here",
     retry_failed: bool = False,
     observer: StudyObserver | None = None,
 ) -> dict[str, Any]:
@@ -107,15 +108,20 @@ def run_scan(
         bench.observer.say(f"scan: {len(trials)} runs of {config.steps} steps in {root}")
         bench.run(trials)
         start = read_object(base.folder / BASE)
+        seen = collect.devices(trial.folder for trial in trials)
+        notes += analysis.said("of_devices", seen)
         tried = [_standing(bench.study, arm, labels, root, start["scores"]) for arm in bench.arms]
+        if len(seen) > 1:
+            tried = [replace(one, seconds=None) for one in tried]
         found = {name: getattr(scan, name) for name in ("over", "method")}
         found |= {name: getattr(config, name) for name in ("model", "task", "steps")}
         found |= {"seeds": list(seeds), "rates": list(rates), "split": split}
         found["base"] = {k: start[k] for k in ("accuracy", "low", "high", "num_problems")}
         found |= _ranked(scan, chosen, tried, len(rates) or 1)
         found["notes"] = [*notes, *found["notes"]]
-        Run(root).write("scan.json", found)
-        ranking.draw(found, root)
+        with bench.writing():
+            Run(root).write("scan.json", found)
+            ranking.draw(found, root)
     return found
 
 

@@ -31,9 +31,11 @@ def record(session: Session, folder: Path) -> dict[str, Any]:
     config, base, here = session.config, session.identity, Path.cwd()
     source = locate(config.model, config.trust, config.base)
     program, *given = sys.argv
+    seen, gpu = machine.environment(), session.policy.device.type != "cpu"
     if Path(program).name == "modicum" or Path(program).parts[-2:] == ("modicum", "__main__.py"):
         program = "modicum"  # wherever it is installed
-    return machine.environment() | {
+    return seen | {
+        "device": seen["gpu" if gpu else "processor"],
         "date": time.strftime("%Y-%m-%d %H:%M:%S"),
         "host": platform.node(),
         "command": shlex.join([program, *given]),

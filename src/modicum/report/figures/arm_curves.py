@@ -57,7 +57,9 @@ def figures(study: StudyRecord) -> list[document.Figure]:
     """A figure for each axis that was logged; what the budget counts comes first."""
     made, budget, y = [], study.analysis.budget, metric(study)
     unit = budget.unit if budget else "steps"
-    for axis in sorted(AXES, key=lambda axis: axis.rstrip("s") != unit.rstrip("s")):
+    timed = any(arm.cost.seconds for arm in study.analysis.arms)
+    axes = [axis for axis in AXES if axis != "seconds" or timed]
+    for axis in sorted(axes, key=lambda axis: axis.rstrip("s") != unit.rstrip("s")):
         found = lines(study, y, axis)
         if ends := [f"{a.name} {end.ends()}" for a in arms(study) if (end := found[a.slug])]:
             name = f"learning-{axis.rstrip('s')}s"
