@@ -93,8 +93,7 @@ def gather(
     """The file of what was drawn for a `purpose` on the first `count` train problems, and its content.
 
     That begins as `fresh`, and `enter` puts a problem, its prompt and its completions in; what an
-    earlier call has drawn is there. UserError where that was of other settings.
-    """
+    earlier call has drawn is there. UserError where that was of other settings."""
     from modicum import tasks
     from modicum.display import Display
     from modicum.tasks.examples import without

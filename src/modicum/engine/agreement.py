@@ -103,8 +103,7 @@ class Agreement:
         """The trainer's log-probs of a step's tokens; mean |difference|, in nats.
 
         `policy` is asked how much it rounds now when they are far apart. What is not finite is
-        left to the step, which is skipped. RunStopped: no.
-        """
+        left to the step, which is skipped. RunStopped: no."""
         if not np.isfinite(trainer_N).all():
             return 0.0
         found = Scored(rows, entropy_N, {"exact": trainer_N})

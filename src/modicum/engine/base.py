@@ -29,8 +29,7 @@ class Trunk:
     """Hidden states that enter the lowest trained layer, kept from sampling.
 
     `prompt` [L, H] is shared by the members of a group. `completion` [T - 1, H] lacks the
-    last token, whose state predicts nothing.
-    """
+    last token, whose state predicts nothing."""
 
     prompt: Tensor
     completion: Tensor
@@ -99,8 +98,7 @@ class Sampler(ABC):
         weights themselves, and the settings of the distribution.
         A completion ends with an end token, or the token that completes a string of
         `sampling.stop` as `engine.text.Texts` tells it, which also cuts the text. `progress` is
-        told the number of finished prompts. Temperature 0 takes the most probable token.
-        """
+        told the number of finished prompts. Temperature 0 takes the most probable token."""
 
     @abstractmethod
     def follow(self, changed: Changed) -> None:

@@ -103,8 +103,7 @@ class FlopCounter:
     ) -> StepFlops:
         """The FLOPs of sampling `groups`, in such rounds, and of `updates` steps on `batch`.
 
-        What trains now must be what trained in the step.
-        """
+        What trains now must be what trained in the step."""
         ends = pairwise((0, *accumulate(rounds or [len(groups)])))
         sampling = sum(self._sampling(groups[start:end]) for start, end in ends)
         training = self.training(batch.rows, updates)

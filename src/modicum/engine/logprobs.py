@@ -65,8 +65,7 @@ def backward(
     `loss(logprob, part)` is the loss of the tokens in the slice `part`. Gradients are
     added to every `grad` of the head and of what `hidden_NH` came from. With `row_ends`
     parts end there only, for a loss that needs whole rows. With `entropy_learns` it is
-    `loss(logprob, part, entropy)`, and the entropy has a gradient too.
-    """
+    `loss(logprob, part, entropy)`, and the entropy has a gradient too."""
     parts = chunks(len(token_N), chunk_size(scorer), row_ends)
     given = scorer, hidden_NH, token_N, sampling, loss, entropy_learns
     found = [of_part(part, *given) for part in parts]
@@ -104,8 +103,7 @@ def chunks(count: int, size: int, row_ends: Sequence[int] | None = None) -> Iter
     """Stretches of at most `size` of `count` tokens.
 
     With `row_ends` (rising, the last is `count`) they are of whole rows, as many as fit;
-    a row that is longer than `size` is a stretch of its own.
-    """
+    a row that is longer than `size` is a stretch of its own."""
     first = 0
     while first < count:
         stop = min(first + size, count)
@@ -134,8 +132,7 @@ def forward_backward(
     `counts` are those of the whole batch. What is summed over tokens for the log is added to
     `sums`, if it is given (those of `Objective.token_loss`, `loss`, `tokens` and `entropy`), where
     the model is: `read` has it. The log-probs themselves are added to `heard`. Returns the
-    reference's log-probs, computed unless they are given; None when the objective needs none.
-    """
+    reference's log-probs, computed unless they are given; None when the objective needs none."""
     scorer = policy.scorer
     pack = scorer.pack(rows)
     trunk = scorer.trunk(pack)

@@ -55,8 +55,7 @@ class Policy:
 
         Unset stop strings become those that the prompt invites, and texts begin with the
         thinking that their prompt has opened. Raises UserError when a prompt and a completion
-        together are longer than the model's positions.
-        """
+        together are longer than the model's positions."""
         check_length(prompts, self.model, sampling)
         told = replace(sampling, stop=stops(self.tokenizer, sampling))
         draw = partial(self.draw, self.sampler.sample) if self.draw else self.sampler.sample
@@ -114,8 +113,7 @@ def make(
     """The engine of a model whose lowest trained layer is `lowest` (-1: the embedding).
 
     `auto` splits the forward where the family is known. `recompute` is gradient
-    checkpointing. Raises UserError for what an architecture cannot do.
-    """
+    checkpointing. Raises UserError for what an architecture cannot do."""
     decoder = None if kind == "library" else view(model)
     if decoder is not None:
         return SplitEngine(decoder, lowest, bool(recompute))

@@ -35,8 +35,7 @@ LOW_ROUNDING = 0.5  # in bf16 single tokens are a tenth of a nat apart by roundi
 def probe(model: Any, device: torch.device) -> None:
     """Find out what `model` can do, for every `LibraryEngine` of it that is made later.
 
-    Raises UserError for an architecture whose forward cannot be run, or looks ahead.
-    """
+    Raises UserError for an architecture whose forward cannot be run, or looks ahead."""
     from transformers import PreTrainedModel
 
     base = inner(model)

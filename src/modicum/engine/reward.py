@@ -128,8 +128,7 @@ def opened(
 ) -> Callable[[Problem, Sequence[Completion]], list[float]]:
     """What `term` gives in a run to all completions of a problem; `encode` makes the prompt.
 
-    UserError where it is for another base, or broken; RunStopped where its witnesses disagree.
-    """
+    UserError where it is for another base, or broken; RunStopped where its witnesses disagree."""
     folder, report, calls = term.file.parent, term.report(), itertools.count()
     dtype = next(policy.model.parameters()).dtype
     if report:  # of tensors in fp32; in another dtype they have another hash

@@ -41,8 +41,7 @@ class LocalSampler(Sampler):
 
     At most `rollout_batch` rows (but at least one group) are sampled at a time, half as many from
     then on when memory runs out. Trunks are kept, where they are asked for, if those of all rows
-    fit into `trunk_bytes`.
-    """
+    fit into `trunk_bytes`."""
 
     in_process: ClassVar[bool] = True
 
@@ -149,8 +148,7 @@ def draw(decoding: Decoding, uniforms_RT: Tensor, sampling: Sampling, texts: Tex
     """Tokens and log-probs of every row up to its end; UserError for one that is not finite.
 
     Where the host must wait for an answer, it asks which rows have ended once in `SELDOM` tokens;
-    those that have go on until then, and what they draw is dropped.
-    """
+    those that have go on until then, and what they draw is dropped."""
     device, (count, steps) = uniforms_RT.device, uniforms_RT.shape
     every, asked = ASK_EVERY.get(device.type, SELDOM), 0
     rows = list(range(count))  # the living ones

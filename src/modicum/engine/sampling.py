@@ -27,8 +27,7 @@ def tempered(logits_NV: Tensor, temperature: float) -> Tensor:
     """Logits [N, V] in fp32 over the temperature, which has no effect at 0 and at 1.
 
     A very low one is applied to what is left of the maximum, so that the greatest is 0 and
-    the rest may overflow to -inf: the greedy distribution, never inf - inf.
-    """
+    the rest may overflow to -inf: the greedy distribution, never inf - inf."""
     scores_NV = logits_NV.float()
     if temperature in (0.0, 1.0):
         return scores_NV
@@ -44,8 +43,7 @@ def distribution(logits_BV: Tensor, sampling: Sampling, keep_B: Tensor | None = 
     is normalised. Tokens as probable as the last of top-k stay too; the most probable token
     stays in whatever top-p is. `keep_B` names a token of each row that stays in whatever happens: the
     trainer passes the sampled one, which a moved policy may have put outside the cut.
-    Temperature 0 gives the distribution at 1; the caller takes its maximum.
-    """
+    Temperature 0 gives the distribution at 1; the caller takes its maximum."""
     scores_BV = tempered(logits_BV, sampling.temperature)
     if sampling.top_k == 0 and sampling.top_p == 1.0:
         return scores_BV.log_softmax(-1)
@@ -74,8 +72,7 @@ class _TokenLogProbs(torch.autograd.Function):
 
     d logprob / d scores = onehot - probs, so that backward scales the probabilities in
     place: two tables of [N, V] live at a time where plain operations need five. Where the
-    entropy H has a gradient, d H / d scores = -probs (log probs + H), which takes one more.
-    """
+    entropy H has a gradient, d H / d scores = -probs (log probs + H), which takes one more."""
 
     @staticmethod
     def forward(ctx: Any, scores_NV: Tensor, token_N: Tensor) -> tuple[Tensor, Tensor]:

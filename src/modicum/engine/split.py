@@ -39,8 +39,7 @@ class SplitEngine(Engine):
     """Runs a decoder of a known family.
 
     `lowest` is the lowest layer that trains; -1 means that the embedding does, and
-    `num_layers` that only what lies above the layers does.
-    """
+    `num_layers` that only what lies above the layers does."""
 
     splits: ClassVar[bool] = True
     way: Way = GROWING

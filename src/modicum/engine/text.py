@@ -21,8 +21,7 @@ OPENED = re.compile(f"(?:{'|'.join(map(re.escape, THINKING))})\\s*\\Z")
 class Texts:
     """Decodes tokens, and looks for what ends a row.
 
-    Special tokens are left out, but for those in marks of thinking and in stop strings.
-    """
+    Special tokens are left out, but for those in marks of thinking and in stop strings."""
 
     def __init__(self, tokenizer: Any, ends: Sequence[int] = (), stops: Sequence[str] = ()) -> None:
         self.tokenizer, self.ends, self.stops = tokenizer, ends, stops
@@ -80,8 +79,7 @@ class Texts:
 def begun(tokenizer: Any, prompt: Sequence[int], group: Completions) -> Completions:
     """The completions, their texts beginning with the mark by which the prompt opened thinking.
 
-    A text that has the mark itself, or nothing, stays as it is.
-    """
+    A text that has the mark itself, or nothing, stays as it is."""
     tail = tokenizer.decode(prompt[-TAIL:], clean_up_tokenization_spaces=False)
     mark = OPENED.search(tail)
     if mark is None:

@@ -28,8 +28,7 @@ def version_of(tensors: Mapping[str, Tensor], adapters: Sequence[Any] = ()) -> s
     """A short hash of all numbers of some tensors, the same on every device.
 
     Of each tensor the bits are summed and xor-ed, which is one pass over it. Layers of an
-    adapter count where they are not as in training: off, or merged into the base.
-    """
+    adapter count where they are not as in training: off, or merged into the base."""
     odd = [
         f"{number} {layer.disable_adapters} {layer.merged}"
         for number, layer in enumerate(adapters)

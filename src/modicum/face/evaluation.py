@@ -103,8 +103,7 @@ def perform(
 ) -> Evaluation:
     """Evaluate the policy of `run`, or the model that the config names; written to `out`.
 
-    `past` gives another policy of the run than its newest, `parts` what no expression names.
-    """
+    `past` gives another policy of the run than its newest, `parts` what no expression names."""
     from modicum.engine import policy_of
     from modicum.evaluate import evaluate, held_out
     from modicum.models.load import inner, load
@@ -181,8 +180,7 @@ def compare(after: Source, before: Source | None = None) -> Comparison:
     """The paired difference `after` - `before`, problem by problem, with intervals.
 
     Each is a run, a folder of `evaluate(out=...)`, or an evaluation. A run without `before`
-    is compared with its own base. UserError when they answered different problems.
-    """
+    is compared with its own base. UserError when they answered different problems."""
     was = evaluation_of(before or after, "trained" if before else "base")
     return scorecard.compare(evaluation_of(after), was)
 

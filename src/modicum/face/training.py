@@ -88,8 +88,7 @@ class TrainResult:
     ) -> Path:
         """Write the trained model as an ordinary Hugging Face folder, or only its adapter.
 
-        `base` says where the base of the run is now, if it has moved.
-        """
+        `base` says where the base of the run is now, if it has moved."""
         from modicum.export import export_run
 
         place = Path(out).expanduser()
@@ -121,8 +120,7 @@ class TrainResult:
 def load(folder: str | Path, base: str | Path = "") -> TrainResult:
     """The result of a run that is there: finished, or on its way (then accuracy is None).
 
-    `base` says where its base is now, if it has moved; `evaluate` and `export` look there.
-    """
+    `base` says where its base is now, if it has moved; `evaluate` and `export` look there."""
     place = folder_of(folder)
     past_config(place)  # UserError when it is no run folder
     path = place / "result.json"
@@ -138,8 +136,7 @@ def report(*runs: str | Path | TrainResult, out: str | Path = "", title: str = "
     """Write the report of some runs, or of one study, and return the path of its page.
 
     Markdown and figures are written beside it. `out` is the page; by default report.html in
-    the folder of a single run or study, and here for several runs.
-    """
+    the folder of a single run or study, and here for several runs."""
     from modicum.report import page
 
     return page.write([folder_of(run) for run in runs], out and Path(out).expanduser(), title)
@@ -176,8 +173,7 @@ def train(
     function in TRL's form, a `Term`, or a list of those, which is summed; `update`, `objective` and
     `curriculum` are expressions or objects. `settings` are all others of `TrainConfig` by their flat
     names (`model`, `steps`, `learning_rate`, ...), over those of `config`. `resume` goes on with the
-    run in `out`, `overwrite` replaces it. Progress goes to standard error, or to an `observer`.
-    """
+    run in `out`, `overwrite` replaces it. Progress goes to standard error, or to an `observer`."""
     if resume and overwrite:
         raise UserError("train: resume and overwrite exclude each other")
     if not isinstance(config, TrainConfig | None):

@@ -18,8 +18,7 @@ class LossScale:
     """What the loss is multiplied by before backward, so that small gradients in fp16 are not 0.
 
     Halved where a gradient overflows, doubled after 2,000 steps without (Micikevicius et al. 2018,
-    arXiv 1710.03740; the constants of torch.amp.GradScaler). Off, it is 1 for good.
-    """
+    arXiv 1710.03740; the constants of torch.amp.GradScaler). Off, it is 1 for good."""
 
     START, PATIENCE, LEAST = 2.0**16, 2000, 1.0
 

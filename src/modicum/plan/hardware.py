@@ -61,8 +61,7 @@ def parse(text: str, device: str = "auto", dtype: str = "fp32") -> Machine:
     """The machine that `text` names: `2x48GB`, a GPU of the table, or `this`.
 
     Memory may be followed by rates: `24GB 100TFLOPS 600GB/s`. Of `this`, `device` says which device
-    (as in a run's settings) and `dtype` what is measured. UserError for an unknown name.
-    """
+    (as in a run's settings) and `dtype` what is measured. UserError for an unknown name."""
     if text.strip().lower() == "this":
         return this(device, dtype)
     counted = re.fullmatch(r"(?:(\d+)\s*x\s*)?(.+)", text.strip().lower())

@@ -72,8 +72,7 @@ class Live(TorchDispatchMode):
     """A context that records when storages are made and dropped, in which phase, as what.
 
     With `varlen` attention in training is that of a GPU from compute capability 8.0, where it is for
-    such heads (`models.flash`).
-    """
+    such heads (`models.flash`)."""
 
     def __init__(self, varlen: bool = False) -> None:
         super().__init__()
@@ -154,8 +153,7 @@ class Live(TorchDispatchMode):
         """Let what happened from event `start` to `stop` happen once more, `here` or in a later pass.
 
         What is still there at the end is dropped. Of the category `passing`, what is made is
-        dropped at once: it was added to what is there already.
-        """
+        dropped at once: it was added to what is there already."""
         numbers: dict[int, int] = {}
         left: dict[int, int] = {}
         later = 0 if here else self.passes + 1

@@ -129,8 +129,7 @@ def estimate(
 ) -> Memory:
     """The memory of a run whose prompts and completions have such lengths.
 
-    Without `exact` the holes of a CPU's heap are a share of what lives, which is quicker.
-    """
+    Without `exact` the holes of a CPU's heap are a share of what lives, which is quicker."""
     subject = subject or Subject.of(config)
     asked = (config, lengths, device, exact and device == "cpu")
     if asked not in subject.known:

@@ -112,8 +112,7 @@ def make(
     """The plan of a run on a machine, whose memory the sizes follow that are left to the program.
 
     Of a run of several processes it is the plan of one, on one device of the machine. Without `lengths` prompts are as long as the task's are (or `prompt` tokens) and every
-    completion has `max_tokens`. `advise` looks for what would make it fit, if it does not.
-    """
+    completion has `max_tokens`. `advise` looks for what would make it fit, if it does not."""
     team = parallel.parse(config.compute.parallel)
     ranks = machine.count if team.several else 1
     config = shared(config, ranks)

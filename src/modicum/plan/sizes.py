@@ -63,8 +63,7 @@ def settle(
 ) -> tuple[TrainConfig, Choices]:
     """The config with a value for every size that it leaves to the program, and the choices.
 
-    Sizes fit the `machine`, or without one what is free here. `prompt` is its tokens, if known.
-    """
+    Sizes fit the `machine`, or without one what is free here. `prompt` is its tokens, if known."""
     parts, found = parts or RunParts(), Choices()
     tables = [getattr(config, table) for table in dict.fromkeys(filter(None, OPTIONS.values()))]
     autos = {f.name for t in tables for f in fields(t) if is_auto(f, getattr(t, f.name))}
@@ -109,8 +108,7 @@ def search(
     """The config with the largest batches that fit the machine, as far as they are `free`.
 
     Activations are recomputed where less than `FEW_ROWS` completions fit without. Where nothing
-    fits, the smallest. Also what it takes.
-    """
+    fits, the smallest. Also what it takes."""
     room, switch, other = room_of(machine), config.compute.checkpointing, False
     if "checkpointing" in free:
         switch = False
@@ -197,8 +195,7 @@ def _value(config: TrainConfig, name: str) -> Any:
 def advice(config: TrainConfig, machine: Machine, lengths: Lengths, subject: Subject) -> str:
     """The options of the largest batches that fit, in one line, and what they come to.
 
-    Where none fit, in 16 bits, and then with as many of the last layers as fit (docs/engine.md).
-    """
+    Where none fit, in 16 bits, and then with as many of the last layers as fit (docs/engine.md)."""
     assert machine.memory is not None
     room, fixed = room_of(machine), subject.parts.update is not None
     low = {"dtype": "bf16" if machine.bf16 else "fp16"}

@@ -68,8 +68,7 @@ class Trace:
     def run(self, held: ResidentBytes, layers: Sequence[int] | None = None) -> None:
         """Set-up, evaluation and two steps: sampling, micro-batches, and the optimizer's step.
 
-        `layers` are those that the model has here, if not all.
-        """
+        `layers` are those that the model has here, if not all."""
         lowest, compute = self.prepared.lowest_layer, self.config.compute
         self.active = self.prepared.active
         if layers is not None:

@@ -107,8 +107,7 @@ Cells = Sequence[TableCell | str]
 class Table(Piece):
     """A table: its name for those who do not see it, heads and rows; the first cell heads a row.
 
-    `wrap` lets other cells have several lines; `plain` keeps the heads of rows light.
-    """
+    `wrap` lets other cells have several lines; `plain` keeps the heads of rows light."""
 
     name: str
     heads: tuple[str, ...]

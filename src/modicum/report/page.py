@@ -38,8 +38,7 @@ class Places(NamedTuple):
 def write(folders: Sequence[str | Path], out: str | Path | None = None, title: str = "") -> Path:
     """Write the report about some runs, or about one study, to `places`; the path of its page.
 
-    Raises UserError for no folders, one that cannot be read or a file that cannot be written.
-    """
+    Raises UserError for no folders, one that cannot be read or a file that cannot be written."""
     paths = [Path(folder) for folder in folders]
     if not paths:
         raise UserError("report needs at least one run folder")

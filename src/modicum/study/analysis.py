@@ -160,8 +160,7 @@ def _texts() -> Any:
 def arm_interval(scores_SI: ArrayLike, base_I: ArrayLike | None = None) -> Interval:
     """The mean of scores, seeds x problems, with its 95 % interval over both, within [0, 1].
 
-    With those of the untrained model on the same problems that of the gain, within [-1, 1].
-    """
+    With those of the untrained model on the same problems that of the gain, within [-1, 1]."""
     scores = table(scores_SI) - (0.0 if base_I is None else table(base_I))
     return estimate(scores, (0.0 if base_I is None else -1.0, 1.0), alone=True).interval(0.95)
 
@@ -188,8 +187,7 @@ def compare(
     """Every arm against the control; `scores` has by arm and seed one score a problem.
 
     All arms are bootstrapped with the same random numbers: none depends on which others there are.
-    UserError for a single problem.
-    """
+    UserError for a single problem."""
     base = table(base_I)
     draw = int(rng.integers(2**63))
     others = {name: {} if name == control else scores[control] for name in scores}

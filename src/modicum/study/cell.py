@@ -143,8 +143,7 @@ def work(cell: Cell, threads: int, gpu: str = "") -> None:
 def main(job: Path) -> None:
     """Run the cell of a job, a file, in this process, and write how it ended to NAME.end beside it.
 
-    It ends in order when the file is gone, and at once when its parent is.
-    """
+    It ends in order when the file is gone, and at once when its parent is."""
     if not job.is_file():  # taken back before this process began
         return
     given, parent = read_object(job), os.getppid()
@@ -185,8 +184,7 @@ def _work(cell: Cell, threads: int) -> None:
 
     It is 128 and the signal's number when one ended it, TAKEN when another process runs it, and
     BUSY when its folder cannot be written now. A fault of the program leaves its traceback in the
-    log and exit code 1.
-    """
+    log and exit code 1."""
     # Ctrl-C in a terminal goes to a whole group: what began this one passes it on, once.
     os.setpgrp()
     try:

@@ -199,8 +199,7 @@ def cost(bench: Bench) -> CostEstimate:
     """From the base on the test split and a probe of each arm, which it runs.
 
     A run takes the seconds of a step of its probe for each of its steps, and those of the evaluation.
-    Where training makes completions longer than the base's, a step takes longer.
-    """
+    Where training makes completions longer than the base's, a step takes longer."""
     study, base, cells = bench.study, base_cell(bench, "test"), probe_cells(bench)
     bench.evaluate(base)
     bench.run(cells, retry_failed=True)

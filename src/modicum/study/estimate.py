@@ -198,8 +198,7 @@ def estimate(
 ) -> Estimate:
     """The estimate of a mean; with `rng` and six seeds or more, bootstrapped.
 
-    `alone`: of an arm by itself or against the base, never narrower than over problems.
-    """
+    `alone`: of an arm by itself or against the base, never narrower than over problems."""
     found = spread(table_SI)
     problems_I = table_SI.mean(0) if alone or found.num_seeds == 1 else None
     if rng is None or found.none or found.num_seeds <= MAX_T_SEEDS:
@@ -216,8 +215,7 @@ def difference(found: Estimate) -> Difference:
 def pivots(table_SI: Table, rng: Generator, resamples: int = RESAMPLES) -> Column:
     """The pivots of `resamples` tables that have spread, sorted.
 
-    A resample is counts over seeds and over problems: all of them are three matrix products.
-    """
+    A resample is counts over seeds and over problems: all of them are three matrix products."""
     centred_SI, (num_seeds, num_problems) = table_SI - table_SI.mean(), table_SI.shape
     cells, degrees, found = table_SI.size, (num_seeds - 1) * (num_problems - 1), []
     for start in range(0, resamples, BLOCK):
@@ -250,8 +248,7 @@ def retention(arm_SI: Table, control_SI: Table, base_I: Table) -> Interval | str
     """(arm - base) / (control - base), paired, with its 95 % interval (Fieller 1954), or why none.
 
     It holds every r for which that of (arm - base) - r (control - base) holds 0, and has two ends
-    exactly when the control's own gain is clear.
-    """
+    exactly when the control's own gain is clear."""
     arm, control = spread(arm_SI - base_I), spread(control_SI - base_I)
     both = spread(arm_SI - control_SI)
     if control.none or abs(control.mean) <= control.half_width(LEVEL):
@@ -267,8 +264,7 @@ def retention(arm_SI: Table, control_SI: Table, base_I: Table) -> Interval | str
     def excess(value: float) -> float:
         """Above 0 where the interval of (arm - base) - value (control - base) lies beside 0.
 
-        A mean square is quadratic in what it is of, so the cross term is known from the three.
-        """
+        A mean square is quadratic in what it is of, so the cross term is known from the three."""
         squares = (
             max(0.0, (1 - value) * a + value * d + (value * value - value) * c)
             for a, c, d in zip(*(astuple(it)[-3:] for it in (arm, control, both)), strict=True)

@@ -84,8 +84,7 @@ class Bench:
         """Run the cells that have neither a result nor, unless these are asked for, a failure.
 
         Raises RunInterrupted after a signal, when the running cells have saved what they had,
-        and FolderError when one cannot write its folder, as on a full disk.
-        """
+        and FolderError when one cannot write its folder, as on a full disk."""
         for cell in cells:
             if cell.failure and (retry_failed or self.retry_failed):
                 with suppress(disk.FolderTaken), cell.alone():

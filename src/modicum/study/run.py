@@ -175,8 +175,7 @@ def begin(study: Study, folder: Path, threads: int, kind: Kind = "study") -> Stu
     """The study as its folder holds it, begun now or before.
 
     After a try or a final run only arms and seeds may be added; until then another text starts
-    anew. `threads` of a run are the launcher's, unless the study says how many.
-    """
+    anew. `threads` of a run are the launcher's, unless the study says how many."""
     path = folder / f"{kind}.toml"
     if path.is_file():
         old = design.read(path)

@@ -69,8 +69,7 @@ def run_scan(
 
     Every run has the settings of `config`, but for update and seed, and is scored on `split`:
     not on the test split, since units are chosen by it. With several `rates` each unit is tried
-    with all. `overwrite` replaces the scan in `out`. The rest is as in `run.run_study`.
-    """
+    with all. `overwrite` replaces the scan in `out`. The rest is as in `run.run_study`."""
     config = replace(config, evaluation=replace(config.evaluation, eval_split=split))
     if not config.evaluation.eval_problems:
         raise UserError("scan ranks by held-out accuracy: eval_problems must be at least 1")

@@ -117,8 +117,7 @@ def open(
 def failure(owners: Sequence[str], call: Callable[[], object]) -> str:
     """Makes a call; why it failed, in a line of bounded length, or nothing.
 
-    A failure is one of FAULTS or what the packages `owners` define; all else is raised.
-    """
+    A failure is one of FAULTS or what the packages `owners` define; all else is raised."""
 
     def known() -> tuple[type[BaseException], ...]:
         kind = type(sys.exception())

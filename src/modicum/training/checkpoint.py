@@ -131,8 +131,7 @@ def reload(
     `config` is the run's own with what is to be otherwise: the place of its base, the device, how
     many completions are sampled at a time. Another base or dtype is a UserError. `parts` has the
     update if no expression names it. All that is not the policy is a placeholder. `look` is shown it
-    as it began.
-    """
+    as it began."""
     past = past_config(folder)
     config = config or past_bases(folder, past)
     if config.compute.dtype != past.compute.dtype:

@@ -56,8 +56,7 @@ class CriticCounters(StepCounters):
 def base_of(goal: Any, update: Any, model: nn.Module) -> nn.Module | None:
     """The model of a critic that has one, from that of the policy before its update.
 
-    It is the same memory, unless the update rewrites what it does not train.
-    """
+    It is the same memory, unless the update rewrites what it does not train."""
     if not (goal.has_critic and goal.owns):
         return None
     rewrites = getattr(getattr(update, "left", update), "rewrites_base", False)
@@ -159,8 +158,7 @@ class Critic:
         """What the policy uses of the values [N]: these, or the mean return if they explain nothing.
 
         Also makes `metrics`, of rows with a verdict. A success is a reward in the upper half of the
-        range in the rollout.
-        """
+        range in the rollout."""
         counters, known_R = self.counters, ~rewards_R.isnan()
         known_N = known_R.repeat_interleave(torch.tensor(lengths))
         start_R = torch.tensor([0, *lengths[:-1]]).cumsum(0)[known_R]
@@ -185,8 +183,7 @@ class Critic:
     def learn(self, fitted: Sequence[tuple[Any, Tensor]], count: int) -> float:
         """Add the gradient of the loss of what some rows are read from, with their returns [T].
 
-        It is a mean over `count` tokens, and returned.
-        """
+        It is a mean over `count` tokens, and returned."""
         held, returns = zip(*fitted, strict=True)
         returns_N = torch.cat(returns).float().to(self.scorer.device)
         loss = (self.values(held) - returns_N).square().sum() / 2 / count

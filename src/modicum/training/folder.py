@@ -49,8 +49,7 @@ def begin(
     """The run folder and the step to begin with; no other process writes the folder meanwhile.
 
     `note` is told what is not as it was. Raises UserError where a folder holds something else,
-    or a run with other settings, or another process writes it.
-    """
+    or a run with other settings, or another process writes it."""
     team = session.parallel
     if not team.first:
         team.lines([])  # the first process has the folder
@@ -76,8 +75,7 @@ def begin(
 def resumable(run: runs.Run) -> Iterator[None]:
     """In here a signal that ends the run is RunInterrupted, which says how to go on.
 
-    What else ends it before its end is written down as `failed.json`, until it goes on.
-    """
+    What else ends it before its end is written down as `failed.json`, until it goes on."""
     (run.folder / runs.FAILED).unlink(missing_ok=True)
     try:
         yield

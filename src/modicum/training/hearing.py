@@ -43,8 +43,7 @@ def batch_of(
 def valued(session: Session, critic: Critic, rollout: Rollout) -> Rollout:
     """The rollout with the values of its tokens; the critic has seen it only afterwards.
 
-    It learns from all groups that were drawn. None of them is trained while it warms up.
-    """
+    It learns from all groups that were drawn. None of them is trained while it warms up."""
     goal, rewards_R = critic.goal, rollout.rewards_PG.flatten()
     groups = refer(session, rollout.groups) if goal.kl_in_reward else rollout.groups
     rows = [row for number in range(len(groups)) for row in unpaid(groups, number)]
@@ -79,8 +78,7 @@ def valued(session: Session, critic: Critic, rollout: Rollout) -> Rollout:
 def refer(session: Session, groups: Sequence[Group], taken: Taken = EVERYTHING) -> list[Group]:
     """The groups with the reference's log-probs of every completion that is trained.
 
-    Others in kept groups have their own in the place of them, and no other group has any.
-    """
+    Others in kept groups have their own in the place of them, and no other group has any."""
     kept = range(len(groups)) if taken.kept is None else taken.kept
     wanted = {
         (number, member): row
@@ -102,8 +100,7 @@ def refer(session: Session, groups: Sequence[Group], taken: Taken = EVERYTHING) 
 def narrow(session: Session, batch: Batch) -> Batch:
     """The batch without the advantages of all but the share of tokens with the highest entropy.
 
-    The share is one of the tokens that have an advantage, the entropy the old policy's.
-    """
+    The share is one of the tokens that have an advantage, the entropy the old policy's."""
     scorer, sampling = session.policy.scorer, session.config.sampling
     heard = _heard(session, batch.rows, lambda part: logprobs.logprobs(scorer, part, sampling)[1])
     told = [
@@ -120,8 +117,7 @@ def proxy_metrics(session: Session, rollout: Rollout, extras: StepExtras) -> dic
     """Under a learned reward what is right beside it, which the learner does not see; else nothing.
 
     The verdicts go to samples.jsonl as well. The KL is that of the first completion of each group
-    from the reference (k1, summed), which costs a forward of one in G.
-    """
+    from the reference (k1, summed), which costs a forward of one in G."""
     if not (name := session.reward.learned):
         return {}
     found = defaultdict[str, list[float]](list)

@@ -73,8 +73,7 @@ def train(
     is the evaluation of the untrained model, if it is known already. `parts` are objects in
     the place of the config's expressions. `past` are folders of runs that began with the same
     base and problems. Raises UserError for what cannot be done, RunStopped when a proof fails,
-    RunInterrupted when a signal ends a run that has begun.
-    """
+    RunInterrupted when a signal ends a run that has begun."""
     parts = parts or RunParts()
     config = parts.named(config)
     folder = run_folder(config)  # before the config says more than was asked for

@@ -210,8 +210,7 @@ class Optimization(Stepper):
         """Set what `tensors` gave, with `active` training; UserError when it does not fit.
 
         `drawn` has the steps that masters were last rounded in; what is missing was rounded to
-        nearest. `scale`: that of the loss, and how many steps it has been.
-        """
+        nearest. `scale`: that of the loss, and how many steps it has been."""
         self.masters.drawn = dict(drawn or {})
         if scale is not None:
             self.masters.scale.value, self.masters.scale.calm = scale

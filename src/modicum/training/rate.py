@@ -70,8 +70,7 @@ def find(session: Session, groups: Sequence[Group], batch: Batch) -> Chosen:
     """The rate for a run, from a rollout of its untrained policy; nothing is changed.
 
     Where the rollout does not say (too few tokens, nothing finite) it is that of the table of
-    `recipes.start_rate`, by kind and size of the update.
-    """
+    `recipes.start_rate`, by kind and size of the update."""
     start = short(start_rate(session.update, session.active_parameters))
     if session.optimization.masters.in_pieces:
         return Chosen(start, "by kind and size of the update: its masters are in pieces")
@@ -139,8 +138,7 @@ def divergence(ratio_N: Tensor) -> float:
 def halves(groups: Sequence[Group], batch: Batch) -> list[Half]:
     """Rows of every other problem that give a gradient, all completions of the others; and swapped.
 
-    What has no signal, or too few tokens beside it, is left out.
-    """
+    What has no signal, or too few tokens beside it, is left out."""
     found = []
     for odd in (0, 1):
         given = [row for row in batch.rows if row.group % 2 == odd]
@@ -162,8 +160,7 @@ class FirstSteps:
 
     `given` are the rows of the gradient, `held` those that are looked at, and `batch` has the counts
     that the loss is divided by. What trains is what trains now, or the tensors `names`, for a
-    schedule that gives others their turn.
-    """
+    schedule that gives others their turn."""
 
     def __init__(
         self,
@@ -232,8 +229,7 @@ class FirstSteps:
     def rate(self, start: float, target: float) -> tuple[float, float]:
         """`search` by the first step; where it is blind, by the second too, and the lower counts.
 
-        Two steps in one direction have four times the KL of one.
-        """
+        Two steps in one direction have four times the KL of one."""
         rate, kl = search(lambda tried: divergence(self.ratios(tried)), start, target)
         if self.blind and kl:
             at, kl = search(lambda tried: divergence(self.ratios(tried, 2)) / 4, rate, target)
@@ -284,8 +280,7 @@ def far_off(session: Session, heard: Sequence[Heard], rate: float) -> str:
     """A warning if a first step that was just taken at `rate` went much too far, or hardly moved.
 
     It is read on completions that were trained on, so only roughly, and as of a step at the whole
-    rate. `heard` has their log-probs from before the step.
-    """
+    rate. `heard` has their log-probs from before the step."""
     rows = [replace(row, advantage=0.0) for part, *_ in heard for row in part]
     before_N = torch.cat([policy_N for _, policy_N, _ in heard]).double()
     count = max(1, min(len(rows), MOST_ROWS // 4))

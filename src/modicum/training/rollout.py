@@ -93,8 +93,7 @@ def draw(
 ) -> Rollout:
     """Groups until `batch.groups` has enough, sampled, checked and scored, in all processes.
 
-    The ledger has those that are left out as `rejected` (no signal) and `surplus`.
-    """
+    The ledger has those that are left out as `rejected` (no signal) and `surplus`."""
     batch, choice, team = session.config.batch, session.choice, session.parallel
     reward = session.reward.at(extras)
     groups, scores, rewards, rounds = list[Group](), Scores(), list[Tensor](), list[int]()
@@ -133,8 +132,7 @@ def work_of(session: Session, rollout: Rollout, batch: Batch) -> StepFlops:
 def probe_set(session: Session, step: int) -> dict[str, float]:
     """Accuracy on the first 64 tune problems, an answer each, where a step is to look at it.
 
-    The same problems with the same noise in every step, whatever the curriculum draws.
-    """
+    The same problems with the same noise in every step, whatever the curriculum draws."""
     config, task = session.config, session.task
     every = config.evaluation.probe_every
     every = PROBE_EVERY * (config.curriculum != "uniform") if every is None else every

@@ -162,8 +162,7 @@ def prepare(
     """Load the model, apply the update, and build what the loop needs.
 
     `check` is shown what was loaded before an update, which might not fit, is applied to it. `team`
-    are the processes of the run; without, it is this one.
-    """
+    are the processes of the run; without, it is this one."""
     team = team or Team()
     config, _ = settle(config, parts)
     task, update, reward, objective, curriculum = (parts or RunParts()).resolve(config)

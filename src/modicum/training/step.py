@@ -113,8 +113,7 @@ def score(
 
     NaN is no verdict. What could not be scored has 0 and a line in `faults`. RunStopped when a
     term has failed for all completions of these groups and so many `before`: whatever was trained
-    then would not be what was meant. With `cut` "zero" all terms of what max_tokens cut are 0.
-    """
+    then would not be what was meant. With `cut` "zero" all terms of what max_tokens cut are 0."""
 
     def judged(number: int) -> tuple[list[dict[str, float]], list[str]]:
         group, wrong = groups[number], list[str]()
@@ -146,8 +145,7 @@ def make_batch(
 
     Rows without advantage are left out where the objective says that they may be, and all rows of
     groups that are not kept. Advantages are those among the kept groups. What `cut` masks stays in
-    the mean of its group and not in that of the batch.
-    """
+    the mean of its group and not in that of the batch."""
     rows, num_rows, num_tokens, longest = [], 0, 0, {}
     every = range(len(groups))
     kept = every if taken.kept is None else taken.kept
@@ -192,8 +190,7 @@ def backward(
     for it is shown the gradient of each group with a signal. `heard` takes the log-probs of the
     rows of this process; gradient and sums are those of all. Where memory runs out it begins anew
     with half the micro-batch, which the session keeps, and where a gradient overflows in fp16
-    with half the scale of the loss.
-    """
+    with half the scale of the loss."""
     team, by_group = session.parallel, session.prepared.schedule.by_group and batch.has_signal
 
     def undo() -> None:

@@ -135,8 +135,7 @@ class AdaLora(LowRank):
 
     `warmup` and `tail` are the steps at the start and at the end in which ranks stay as they
     are: shares of the run below 1, else numbers of steps. With E = 0 and small A and B the
-    start is slow: the default learning rate is five times that of LoRA.
-    """
+    start is slow: the default learning rate is five times that of LoRA."""
 
     peft_config = "AdaLoraConfig"
     goes_on = False

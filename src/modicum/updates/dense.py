@@ -120,8 +120,7 @@ class Every(Region):
 class Layers(Region):
     """The decoder layers with these numbers, from 0; negative numbers count from the end.
 
-    `layers(random, 2)` are two that the run's seed draws; more of them hold the fewer.
-    """
+    `layers(random, 2)` are two that the run's seed draws; more of them hold the fewer."""
 
     examples = ("layers(0, -1)", "layers(random, 2)")
     varargs = "indices"

@@ -47,8 +47,7 @@ class Lora(LowRank):
     """A low-rank adapter in every linear layer; `lora(rank=4) @ last(2)` says where.
 
     `experts=True` also adapts the experts of a mixture that are no linear layers, with A and B
-    of their own for every expert.
-    """
+    of their own for every expert."""
 
     examples = (
         "lora(rank=2)",
@@ -68,8 +67,7 @@ class Lora(LowRank):
 class RsLora(LowRank):
     """LoRA scaled by alpha/sqrt(rank): the step keeps its size as the rank grows.
 
-    At rank 8 and alpha 12 the scale (4.2) is about that of `lora` (4).
-    """
+    At rank 8 and alpha 12 the scale (4.2) is about that of `lora` (4)."""
 
     examples = ("rslora(rank=4)",)
     fixed: ClassVar[dict[str, Any]] = {"use_rslora": True}
@@ -80,8 +78,7 @@ class RsLora(LowRank):
 class LoraPlus(LowRank):
     """LoRA whose B learns `ratio` times as fast as A.
 
-    The run's learning rate is that of A.
-    """
+    The run's learning rate is that of A."""
 
     examples = ("loraplus(rank=2, ratio=4.0)",)
     ratio: Annotated[float, Limits(0, 1024, above=True)] = 16.0
@@ -181,8 +178,7 @@ class Moved(FromBase):
 class Pissa(Moved):
     """LoRA that begins as the principal part of the weights, taken out of the base.
 
-    Both factors are large from the start, so a step moves the weights farther than LoRA's.
-    """
+    Both factors are large from the start, so a step moves the weights farther than LoRA's."""
 
     examples = ("pissa(rank=2)", "pissa(rank=2) @ last(1)")
 
@@ -197,8 +193,7 @@ class Olora(Moved):
     """LoRA that begins as the first part of the weights' QR factors, taken out of the base.
 
     alpha is 8, so that at rank 8 the part is taken out once; at alpha/rank 4 it would be
-    taken out four times over, and the adapter would have to give all of that back.
-    """
+    taken out four times over, and the adapter would have to give all of that back."""
 
     examples = ("olora(rank=2, alpha=2)", "olora(rank=2, alpha=2) @ last(1)")
     alpha: Count = 8

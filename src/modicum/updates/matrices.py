@@ -92,8 +92,7 @@ class MatrixMember(OptimizerMember):
     def direction(self, name: str, gradient: Tensor, state: Values, group: Values) -> Tensor:
         """What is taken off the matrix, over the learning rate; updates the state.
 
-        `step` of the state counts the steps of this matrix, this one included.
-        """
+        `step` of the state counts the steps of this matrix, this one included."""
 
     def treats(self, name: str, shape: torch.Size) -> bool:
         """Whether a tensor is a matrix of a layer, and large enough."""

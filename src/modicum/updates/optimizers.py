@@ -80,8 +80,7 @@ def _no_second(left: object, right: object) -> None:
 class Sgd(OptimizerMember):
     """Plain gradient descent: no optimizer state without momentum, and far larger rates.
 
-    w -= rate * b, where b = momentum * b + gradient; weight decay is torch's, in the gradient.
-    """
+    w -= rate * b, where b = momentum * b + gradient; weight decay is torch's, in the gradient."""
 
     examples = ("sgd", "sgd(momentum=0.9) @ last(1)", "sgd @ (lora(rank=2) @ last(1))")
     momentum: ShareBelowOne = 0.0

@@ -101,8 +101,7 @@ class Stepper:
         A loss or gradient that is not finite is skipped and counted. The schedule is shown
         finite gradients of steps with a signal (None: whose gradient is not zero) before
         clipping. The proof hears which tensors had a gradient; without a rate, that they move.
-        Returns the norm before clipping; RunStopped after `max_skipped` skipped in a row.
-        """
+        Returns the norm before clipping; RunStopped after `max_skipped` skipped in a row."""
         schedule, counters = self.prepared.schedule, self.counters
         self.taken, self.shown = False, {}
         gradients = self.gradients()

@@ -89,8 +89,7 @@ def smooth(column: Column) -> Column:
 def metrics(runs: Sequence[Columns], short: bool = False) -> dict[Metric, str]:
     """What was logged, reward terms first, each with words on it if it never moves, or none.
 
-    `short` takes the metrics of narrow columns. There what differs between runs moves, too.
-    """
+    `short` takes the metrics of narrow columns. There what differs between runs moves, too."""
     logged = dict.fromkeys(key for columns in runs for key in columns)
     terms = [key for key in logged if key.startswith("reward/") and key != "reward/errors"]
     terms.sort(key="reward/mean".__ne__)
@@ -243,8 +242,7 @@ def bend(of: Column) -> tuple[float, float, float] | None:
     """Gao's form of a curve's gain in gold, R(d) = d (alpha - beta ln d) (arXiv 2210.10760).
 
     By least squares over d > 0, the root of the KL: alpha and beta in points, and the KL in nats at
-    which it is highest. None where there are too few points, or it bends upward.
-    """
+    which it is highest. None where there are too few points, or it bends upward."""
     d, gain = of[0][of[0] > 0], (of[1] - of[1][0])[of[0] > 0]
     if len(d) < 3:
         return None

@@ -244,8 +244,7 @@ def arrange(
     """A box for the label (width, height) of every point, and whether it needs a line to it.
 
     Greedy with repair: the most crowded first, then each anew where it costs least, until nothing
-    moves. `obstacles` are kept clear where possible.
-    """
+    moves. `obstacles` are kept clear where possible."""
     distances, angles = np.meshgrid(DISTANCES, np.radians(np.arange(0, 360, 15)), indexing="ij")
     steps, across, up = distances.ravel(), np.cos(angles).ravel(), np.sin(angles).ravel()
     # To the right is where a reader looks first, above next.

@@ -64,8 +64,7 @@ class ShownSamples:
 class ArmCurves:
     """What an arm's runs logged, by seed: columns (NaN: not there), and (step, accuracy).
 
-    The config is that of the first seed, the anatomy and the proof of the first finished one.
-    """
+    The config is that of the first seed, the anatomy and the proof of the first finished one."""
 
     seeds: Mapping[str, Columns]
     evaluations: Mapping[str, tuple[tuple[float, ...], ...]] = field(default_factory=dict)

@@ -96,8 +96,7 @@ class Slurm(Launcher):
 
     `minutes` is the limit of one job: a cell that needs longer saves what it has before that and
     goes on in another, as one that was preempted. `more` has other options of sbatch, such as
-    "account='us', mem='64G'". With `cluster=local` the jobs run here, for a trial.
-    """
+    "account='us', mem='64G'". With `cluster=local` the jobs run here, for a trial."""
 
     partition: str = ""
     minutes: Positive = 240

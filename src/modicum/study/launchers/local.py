@@ -65,8 +65,7 @@ class Local(Launcher):
 
     They are forked from a server that has the libraries loaded. A GPU has `per_gpu` places, and a
     run that names none has the GPU of its place alone; `gpus` says which ('0,3'), else all are used
-    that CUDA_VISIBLE_DEVICES shows.
-    """
+    that CUDA_VISIBLE_DEVICES shows."""
 
     gpus: str = "auto"
     per_gpu: Positive = 1
