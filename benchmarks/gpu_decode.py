@@ -25,7 +25,7 @@ def today(engine: Any, prompts: Sequence[tuple[int, ...]], group: int, tokens: i
 
 def growing(engine: Any, *given: Any) -> Any:
     """Shapes that grow, one launch a kernel."""
-    from modicum.engine.graphs import GROWING
+    from modicum.engine.split import GROWING
 
     engine.way = GROWING
     return today(engine, *given)
@@ -33,7 +33,7 @@ def growing(engine: Any, *given: Any) -> Any:
 
 def fixed(engine: Any, *given: Any) -> Any:
     """Shapes that stay, one launch a kernel."""
-    from modicum.engine.graphs import FIXED
+    from modicum.engine.split import FIXED
 
     engine.way = FIXED
     return today(engine, *given)
@@ -41,7 +41,7 @@ def fixed(engine: Any, *given: Any) -> Any:
 
 def replayed(engine: Any, *given: Any) -> Any:
     """As a run decodes: shapes that stay, on a GPU one launch a token."""
-    from modicum.engine.graphs import way_for
+    from modicum.engine.split import way_for
 
     engine.way = way_for(engine.decoder, engine.device, True)
     return today(engine, *given)

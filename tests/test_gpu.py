@@ -13,8 +13,8 @@ from helpers import metrics_of
 from modicum import updates
 from modicum.config import Compute, Sampling
 from modicum.engine import logprobs, make
-from modicum.engine.graphs import FIXED, GROWING, REPLAYED
 from modicum.engine.samplers import draw
+from modicum.engine.split import FIXED, GROWING, REPLAYED
 from modicum.engine.text import Texts
 from modicum.models import cache
 from modicum.models.rounding import rounded

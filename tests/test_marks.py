@@ -6,11 +6,12 @@ import numpy as np
 import pytest
 import torch
 
-from modicum.models import device, marks
+from modicum.models import device
+from modicum.models import identity as marks
 from modicum.models.identity import fingerprint
 from pretend import pretend
 
-WEIGHTS_R = marks.weights()
+WEIGHTS_R = marks.odd_weights()
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.uint8)
 
 

@@ -30,7 +30,7 @@ from modicum.training.checkpoint import reload
 from modicum.training.loop import Observer, train
 from modicum.types import Row, RunStopped, UserError
 from modicum.updates import UPDATES, Prepared
-from modicum.updates.resting import rest
+from modicum.updates.targets import rest
 from test_decoder import VARIANTS, model_of
 
 bitsandbytes = pytest.importorskip("bitsandbytes")

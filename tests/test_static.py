@@ -19,9 +19,8 @@ from conftest import random_model
 from modicum import updates
 from modicum.config import Compute, Sampling
 from modicum.engine import policy_of
-from modicum.engine.graphs import FIXED, GROWING, REPLAYED, Way, way_for
 from modicum.engine.samplers import Local
-from modicum.engine.split import SplitDecoding, SplitEngine
+from modicum.engine.split import FIXED, GROWING, REPLAYED, SplitDecoding, SplitEngine, Way, way_for
 from modicum.models import cache
 from modicum.models.cache import room_for
 from modicum.models.decoder import Decoder, view

@@ -22,7 +22,7 @@ from modicum.study.cell import RESULT, Cell
 from modicum.study.design import Study
 from modicum.study.launch import Bench, StudyObserver
 from modicum.study.launchers import cluster, parse
-from modicum.study.launchers.base import Handle
+from modicum.study.launchers.local import Handle
 from modicum.types import FolderError, RunInterrupted, UserError
 
 TESTS = Path(__file__).parent

@@ -139,7 +139,7 @@ def run_updates(args: list[str]) -> int:
         ]
         return printed(found.json, entries, "\n".join(lines))
 
-    from modicum.updates.preview import preview
+    from modicum.updates.products import preview
 
     result = preview(updates.parse(found.expression), options.model, options.trust, options.base)
     return printed(found.json, asdict(result), result.text())

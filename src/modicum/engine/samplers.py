@@ -19,9 +19,8 @@ from torch import Tensor
 from modicum import machine, spec
 from modicum.config import Compute, Sampling
 from modicum.engine.base import Changed, Decoding, Engine, Prompt, Sampler, Scorer
-from modicum.engine.graphs import way_for
 from modicum.engine.sampling import choose, distribution, noise
-from modicum.engine.split import SplitEngine
+from modicum.engine.split import SplitEngine, way_for
 from modicum.engine.text import Texts
 from modicum.models.decoder import Decoder
 from modicum.models.device import index

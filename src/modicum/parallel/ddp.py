@@ -19,8 +19,8 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
+from modicum.models.identity import marks
 from modicum.models.load import choose_device
-from modicum.models.marks import marks
 from modicum.parallel.base import Groups, Team
 from modicum.types import Completion, Origin, RunStopped, UserError
 

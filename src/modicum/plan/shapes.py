@@ -18,7 +18,7 @@ from modicum.plan.hardware import GIB, KNOWN
 from modicum.tasks.examples import Sizes, draw, thought_of
 from modicum.types import Problem, UserError
 from modicum.updates.base import Prepared, Update
-from modicum.updates.resting import rest
+from modicum.updates.targets import rest
 
 PROMPT_TOKENS = 256  # assumed where no tokenizer is at hand
 SHOWN_PROBLEMS = 64

@@ -10,8 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 import torch
 from torch import Tensor
 
-from modicum.models.identity import combined, fingerprints
-from modicum.models.marks import mark, marks
+from modicum.models.identity import combined, fingerprints, mark, marks
 from modicum.models.precision import Masters, SparseMaster, is_coarse
 from modicum.models.rounding import neighbours
 from modicum.types import RunStopped

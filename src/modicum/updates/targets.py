@@ -1,6 +1,6 @@
-"""Where an adapter goes: the matrices of a model that PEFT can put one beside.
+"""Where an adapter goes, the matrices that PEFT can put one beside, and which never train and can rest.
 
-Those are the layers that multiply by a matrix and are called as such; experts that lie in one
+The first are the layers that multiply by a matrix and are called as such; experts that lie in one
 tensor are reached as parameters, by `lora(experts=True)`.
 """
 
@@ -8,11 +8,13 @@ from collections.abc import Collection
 
 from torch import nn
 
-from modicum.models.four_bit import count
+from modicum.models.decoder import view
+from modicum.models.four_bit import count, plain, put
 from modicum.models.linear import is_matrix
 from modicum.types import UserError
-from modicum.updates.base import Selection, selected
+from modicum.updates.base import Prepared, Selection, Update, selected
 from modicum.updates.layout import LAYER, layer_of
+from modicum.updates.products import ADAPTER
 
 # Mamba's mixers read the weight of the first and do not call it; the kernels of these do the same
 # with the second, which PEFT refuses.
@@ -71,3 +73,23 @@ def unreached(model: nn.Module, where: Selection | None, reached: Collection[str
         f"the adapter does not reach {share:.0%} of the numbers in the matrices of these layers, which"
         f" are not called as linear layers: {shown}{hint}"
     )
+
+
+def rest(prepared: Prepared, update: Update, how: str) -> None:
+    """Put the decoder's linear layers that never train under an update in 4 bits. UserError where
+    there are none, an adapter reads the weights, or other code of the architecture might."""
+    model = prepared.model
+    if view(model) is None:
+        kind = model.config.model_type  # type: ignore[union-attr]
+        raise UserError(f"quantise: the architecture {kind!r} is not one that the engine knows")
+    if getattr(prepared.adapter, "reads_base", False):
+        why = "begins with the base's weights or calculates with them, which would rest in 4 bits"
+        raise UserError(f"quantise: {update} {why}; lora only adds to what they give")
+    inside = [(n, m) for n, m in model.named_modules() if layer_of(f"{n}.") is not None]
+    linear = [(n, m) for n, m in inside if type(m) is nn.Linear and not n.endswith(f".{ADAPTER}")]
+    trained = {id(p) for p in prepared.trainable.values()}
+    found = [name for name, layer in linear if id(layer.weight) not in trained]
+    if not found:
+        why = "may train every linear layer of the model, so that none rests"
+        raise UserError(f"quantise: {update} {why}; last(4), say, or an adapter leaves some")
+    put(model, {plain(name) for name in found}, how)

@@ -7,9 +7,8 @@ suite (tests/test_study_launch.py) picks it up; docs/launchers.md explains each.
 from dataclasses import replace
 
 from modicum import spec
-from modicum.study.launchers.base import Launcher
 from modicum.study.launchers.cluster import Ray, Slurm
-from modicum.study.launchers.local import Here, Local
+from modicum.study.launchers.local import Here, Launcher, Local
 
 LAUNCHERS: dict[str, type[Launcher]] = {cls.name: cls for cls in (Here, Local, Slurm, Ray)}
 

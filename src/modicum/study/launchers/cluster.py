@@ -23,7 +23,7 @@ from modicum.disk import make_folder, write_whole
 from modicum.limits import Natural, Positive
 from modicum.runs import read_object
 from modicum.study.cell import Cell
-from modicum.study.launchers.base import LOST, Handle, Launcher, Runner
+from modicum.study.launchers.local import LOST, Handle, Launcher, Runner
 from modicum.types import UserError
 
 GRACE_SECONDS = 120.0  # in which cancelled cells end in order
