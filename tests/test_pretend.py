@@ -19,7 +19,8 @@ from modicum.engine import logprobs, split
 from modicum.models import attention, precision, rounding
 from modicum.objectives.base import Objective
 from modicum.training.loop import Observer, train
-from modicum.updates import UPDATES, rules, stepper
+from modicum.updates import UPDATES, stepper
+from modicum.updates import members as rules
 from pretend import Record, pretend
 
 MICRO_BATCHES, STEPS = 2, 2  # of 4 rows each, with a prompt of its own

@@ -22,10 +22,9 @@ from modicum.engine import policy_of
 from modicum.engine.samplers import Local
 from modicum.engine.split import FIXED, GROWING, REPLAYED, SplitDecoding, SplitEngine, Way, way_for
 from modicum.models import cache
-from modicum.models.cache import room_for
+from modicum.models.cache import Static, room_for
 from modicum.models.decoder import Decoder, view
 from modicum.models.load import load
-from modicum.models.static import Static
 from test_decoder import ALIKE, CPU, PROMPTS, VARIANTS, decoder_of, model_of
 
 GROUP, STEPS = 3, 14

@@ -21,7 +21,7 @@ import pytest
 from helpers import Fails, metrics_of, tensors_of
 from modicum import anatomy, cli, disk, machine, runs, tracking
 from modicum.config import Held, TrainConfig
-from modicum.training import loop, result
+from modicum.training import loop, metrics
 from modicum.training.loop import Observer, train
 from modicum.types import FolderError, RunInterrupted, UserError
 
@@ -313,7 +313,7 @@ def killed_at(place: str, monkeypatch: pytest.MonkeyPatch) -> None:
     module, _, name = place.rpartition(".")
     holder = {
         "anatomy": anatomy,
-        "result": result,
+        "metrics": metrics,
         "Tracker": tracking.Tracker,
         "Run": runs.Run,
         "loop": loop,
@@ -337,7 +337,7 @@ def killed_at(place: str, monkeypatch: pytest.MonkeyPatch) -> None:
     [
         "loop._evaluate",  # the last checkpoint is there
         "Run.append",  # completions-trained.jsonl too, and no line in evaluations.jsonl
-        "result.make",
+        "metrics.make_result",
         "anatomy.measure",
         "anatomy.summary",  # anatomy.json is there
         "Tracker.finish",

@@ -19,9 +19,9 @@ from modicum.models.precision import Masters, too_fine
 from modicum.training import session
 from modicum.training.step import backward, optimizer_step
 from modicum.types import Batch, Row, RunStopped
+from modicum.updates.members import FAR
 from modicum.updates.optimizers import Sgd
 from modicum.updates.proofs import ChangeProof
-from modicum.updates.rules import FAR
 
 ROWS = tuple(Row((40, 41), (50 + i, 60), (-5.5, -5.5), (-1.0) ** i) for i in range(4))
 TRAINS = "model.layers.2.mlp.up_proj.weight"

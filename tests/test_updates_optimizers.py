@@ -18,12 +18,12 @@ from modicum.config import Compute, Optimizer, TrainConfig
 from modicum.training import checkpoint, session
 from modicum.training.step import backward, optimizer_step
 from modicum.types import UserError
-from modicum.updates import rules
+from modicum.updates import members as rules
 from modicum.updates.base import Method, Prepared
 from modicum.updates.matrices import Apollo, ApolloMini, GaLore, Muon, basis_of, flattened
+from modicum.updates.members import AdamWRule
 from modicum.updates.optimizers import Optimized, Sgd
 from modicum.updates.products import preview
-from modicum.updates.rules import AdamWRule
 from rows import batch_of
 from test_updates import take_steps
 

@@ -22,7 +22,6 @@ from modicum.report import read, tables
 from modicum.report.tables import RunRow
 from modicum.results import RunResult, fill
 from modicum.status import Status, find
-from modicum.training import loop
 from modicum.training import metrics as samples
 from modicum.training.loop import Observer, train
 from modicum.types import RunStopped, UserError
@@ -567,7 +566,7 @@ def test_samples_cost_little(bare: TrainConfig, monkeypatch: pytest.MonkeyPatch)
         spent.append(ended.ru_utime + ended.ru_stime - began.ru_utime - began.ru_stime)
 
     real = samples.write_samples
-    monkeypatch.setattr(loop, "write_samples", write)
+    monkeypatch.setattr(samples, "write_samples", write)
     batch = replace(bare.batch, prompts_per_step=16, group_size=8)
     train(replace(bare, batch=batch, records=Records(0, anatomy=False), steps=3))
     assert sorted(spent)[1] < 0.02

@@ -5,7 +5,7 @@ in sampling, reference and training: sampling keeps them (as long as they fit a 
 or one forward without a graph makes them.
 
 On a GPU a step of decoding is a thousand kernels and more, each short: without a graph the time of a
-token is that of launching them. Where the shapes stay (`models.static.Static`) they are captured once
+token is that of launching them. Where the shapes stay (`models.cache.Static`) they are captured once
 as a CUDA graph, which is then replayed for every token until the room of the rows grows.
 
 Shapes: P prompt, G member, S = P x G rows begun, B living row, N tokens laid end to end,
@@ -22,10 +22,9 @@ from torch import Tensor
 
 from modicum.engine.base import Changed, Decoding, Engine, Prompt, Trunk
 from modicum.models.attention import Packed
-from modicum.models.cache import Cache
+from modicum.models.cache import Cache, Static
 from modicum.models.decoder import Decoder
 from modicum.models.device import index
-from modicum.models.static import Static
 from modicum.types import Row
 
 Step = Callable[[Tensor], tuple[Tensor, Tensor]]

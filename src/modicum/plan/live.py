@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 
-from modicum.models import flash
+from modicum.models import device as flash
 from modicum.plan.heap import Heap
 
 META = torch.device("meta")
@@ -72,7 +72,7 @@ class Live(TorchDispatchMode):
     """A context that records when storages are made and dropped, in which phase, as what.
 
     With `varlen` attention in training is that of a GPU from compute capability 8.0, where it is for
-    such heads (`models.flash`)."""
+    such heads (`models.device`)."""
 
     def __init__(self, varlen: bool = False) -> None:
         super().__init__()

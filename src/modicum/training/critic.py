@@ -28,7 +28,7 @@ from modicum.objectives.parts import explained
 from modicum.training.optimization import Optimization
 from modicum.types import Row, UserError
 from modicum.updates.base import Prepared
-from modicum.updates.rules import AdamWRule
+from modicum.updates.members import AdamWRule
 from modicum.updates.schedule import Schedule
 from modicum.updates.stepper import StepCounters
 

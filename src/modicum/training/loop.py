@@ -21,11 +21,11 @@ from modicum.plan import sizes
 from modicum.rewards import StepExtras
 from modicum.stopping import AT_THE_ENDS, split_within
 from modicum.tasks.prompts import encode
-from modicum.training import origin, rate, result
+from modicum.training import metrics as log
+from modicum.training import origin, rate
 from modicum.training.checkpoint import save
 from modicum.training.folder import begin, chose, look, resumable, sizes_kept
 from modicum.training.hearing import batch_of, proxy_metrics, valued
-from modicum.training.metrics import rollout_metrics, run_metrics, training_metrics, write_samples
 from modicum.training.rollout import draw, probe_set, silent, work_of
 from modicum.training.session import Session, notes
 from modicum.training.step import (
@@ -116,7 +116,7 @@ def train(
                 run.listeners["evaluations.jsonl"] = [tracker.evaluated, tell]
                 steps, evaluated, proof = _train(session, run, first, observer, base, interrupts)
                 ended = run, evaluated, proof, steps, start_memory, note
-                found = team.told(lambda: result.make(session, *ended))
+                found = team.told(lambda: log.make_result(session, *ended))
                 tracker.finish(found)
             run.write("result.json", found)
         return found
@@ -231,7 +231,7 @@ def run_step(
     batch = batch_of(session, rollout.groups, rollout.rewards_PG, rollout.taken)
     if not batch.has_signal and (text := silent(session, rollout)):
         note(text)
-    metrics = rollout_metrics(step, rollout) | extras.metrics() | probed
+    metrics = log.rollout_metrics(step, rollout) | extras.metrics() | probed
     metrics |= proxy_metrics(session, rollout, extras)
     watch.lap("scoring")
     if batch.rows and rate.settle(session, run, rollout.groups, batch, note):
@@ -243,14 +243,14 @@ def run_step(
     watch.lap("training")
     work, team = work_of(session, rollout, batch), session.parallel
     session.count(rollout.tokens, work.total, team.told(lambda: watch.total))
-    metrics |= session.order.metrics() | run_metrics(session, rollout, len(faults), work, watch)
+    metrics |= session.order.metrics() | log.run_metrics(session, rollout, len(faults), work, watch)
     metrics = team.told(lambda: metrics)
     run.append("metrics.jsonl", metrics)
     lost = session.optimization.lost(metrics.get("update/arrived"))
     if lost:
         note(lost)
     session.stop.step(metrics)
-    write_samples(session, run, step, rollout, extras)
+    log.write_samples(session, run, step, rollout, extras)
     return metrics
 
 
@@ -269,7 +269,7 @@ def _update(session: Session, batch: Batch, note: Callable[[str], None]) -> dict
         first = session.counters.optimizer_steps == 1 and given and heard
         if first and (told := rate.far_off(session, heard, given)):
             note(told)
-        metrics = training_metrics(sums)
+        metrics = log.training_metrics(sums)
         metrics |= {"policy/grad_norm": norm, "policy/learning_rate": given}
     return metrics
 

@@ -34,7 +34,7 @@ from modicum.training.folder import choices, write_config
 from modicum.training.session import Session
 from modicum.training.step import within_memory
 from modicum.types import Batch, Group, Row
-from modicum.updates.rules import shrink
+from modicum.updates.members import shrink
 from modicum.updates.stepper import parts
 
 TARGET = 0.01  # nats a token

@@ -15,8 +15,7 @@ from torch import Tensor, nn
 from modicum.models.adapters import merged
 from modicum.types import UserError
 from modicum.updates.layout import Layout, depth, layout
-from modicum.updates.members import Kind, Member, Pair
-from modicum.updates.rules import AdamWRule, Rule
+from modicum.updates.members import AdamWRule, Kind, Member, Pair, Rule
 from modicum.updates.schedule import Named, Schedule
 
 

@@ -13,8 +13,8 @@ from modicum.config import Optimizer
 from modicum.models.precision import InPlace, too_fine
 from modicum.types import UserError
 from modicum.updates.base import Prepared
+from modicum.updates.members import AdamWRule
 from modicum.updates.proofs import Proof
-from modicum.updates.rules import AdamWRule
 from modicum.updates.schedule import Decision
 from modicum.updates.stepper import MAX_SKIPPED, StepCounters, Stepper
 

@@ -37,9 +37,8 @@ from modicum.models.device import up
 from modicum.types import UserError
 from modicum.updates.base import Prepared
 from modicum.updates.layout import layer_of
-from modicum.updates.members import Steps
+from modicum.updates.members import Groups, Steps
 from modicum.updates.optimizers import OptimizerMember
-from modicum.updates.rules import Groups
 
 Values = dict[str, Any]
 Rank = Annotated[int, Limits(1, 4096)]

@@ -18,8 +18,7 @@ from modicum.limits import ShareBelowOne
 from modicum.types import UserError
 from modicum.updates.base import Method, Placed, Prepared, Selection
 from modicum.updates.dense import Full
-from modicum.updates.members import Member, Pair
-from modicum.updates.rules import AdamWRule, Groups, Rule
+from modicum.updates.members import AdamWRule, Groups, Member, Pair, Rule
 
 Trains = Selection | Method | Placed
 

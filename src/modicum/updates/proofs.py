@@ -15,7 +15,7 @@ from modicum.models.precision import Masters, SparseMaster, is_coarse
 from modicum.models.rounding import neighbours
 from modicum.types import RunStopped
 from modicum.updates.base import Prepared
-from modicum.updates.rules import FAR
+from modicum.updates.members import FAR
 
 
 class Proof:

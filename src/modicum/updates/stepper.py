@@ -15,8 +15,8 @@ from modicum.models.device import finish
 from modicum.models.precision import Masters, SparseMaster
 from modicum.types import RunStopped
 from modicum.updates.base import Prepared
+from modicum.updates.members import shrink
 from modicum.updates.proofs import Proof
-from modicum.updates.rules import shrink
 from modicum.updates.schedule import Decision
 
 MAX_SKIPPED = 3  # steps in a row without a finite loss and gradient

@@ -8,7 +8,6 @@ from collections.abc import Collection
 
 from torch import nn
 
-from modicum.models.decoder import view
 from modicum.models.four_bit import count, plain, put
 from modicum.models.linear import is_matrix
 from modicum.types import UserError
@@ -78,6 +77,8 @@ def unreached(model: nn.Module, where: Selection | None, reached: Collection[str
 def rest(prepared: Prepared, update: Update, how: str) -> None:
     """Put the decoder's linear layers that never train under an update in 4 bits. UserError where
     there are none, an adapter reads the weights, or other code of the architecture might."""
+    from modicum.models.decoder import view  # transformers is slow to import
+
     model = prepared.model
     if view(model) is None:
         kind = model.config.model_type  # type: ignore[union-attr]
