@@ -248,7 +248,7 @@ def test_decoding_gives_the_whole_forward(variant: str, dtype: torch.dtype) -> N
                 cache.keep(stay)
                 living = living[stay]
             cache.advance()
-            with decoder.few_rows(len(living)):
+            with few_rows(decoder.linears, len(living)):
                 hidden = decoder.embed(tokens[living, step])
                 hidden = decoder.run(hidden, cache.position_N(), cache)
                 logits = decoder.logits(decoder.finish(hidden))

@@ -110,7 +110,12 @@ class LocalSampler(Sampler):
                 self.rollout_batch = len(part) // 2 * group_size
                 decoding = uniforms_RT = None
             else:
-                made = completions(texts, drawn, trunks, origin)
+                whole = texts([tokens for tokens, _ in drawn])
+                # In their texts nothing follows a stop string.
+                made = [
+                    Completion(tokens, found, texts.cut(text), texts.ended(tokens), trunk, origin)
+                    for (tokens, found), text, trunk in zip(drawn, whole, trunks, strict=True)
+                ]
                 for place, number in enumerate(part):
                     groups[number] = tuple(made[place * group_size :][:group_size])
                 if progress is not None:
@@ -122,17 +127,6 @@ class LocalSampler(Sampler):
 
 Drawn = tuple[tuple[int, ...], tuple[float, ...]]
 """Tokens, up to and with the one that ends the row, and their log-probs."""
-
-
-def completions(
-    texts: Texts, drawn: Sequence[Drawn], trunks: Sequence[Any], origin: Origin | None = None
-) -> list[Completion]:
-    """Completions with their texts, in which nothing follows a stop string."""
-    whole = texts([tokens for tokens, _ in drawn])
-    return [
-        Completion(tokens, logprobs, texts.cut(text), texts.ended(tokens), trunk, origin)
-        for (tokens, logprobs), text, trunk in zip(drawn, whole, trunks, strict=True)
-    ]
 
 
 def num_trunk_bytes(

@@ -25,6 +25,7 @@ from modicum.models.attention import Packed
 from modicum.models.cache import Cache, Static
 from modicum.models.decoder import Decoder
 from modicum.models.device import index
+from modicum.models.linear import few_rows
 from modicum.types import Row
 
 Step = Callable[[Tensor], tuple[Tensor, Tensor]]
@@ -32,17 +33,15 @@ Step = Callable[[Tensor], tuple[Tensor, Tensor]]
 WARM = 2  # steps that are run as they are before one is captured
 
 
-class Plain:
-    """Runs every step as it is."""
-
-    def __call__(self, step: Step, token_N: Tensor, shape: Any) -> tuple[Tensor, Tensor]:
-        """One step; while `shape` stays, all tensors that it reads and writes must."""
-        return step(token_N)
+def plain(step: Step, token_N: Tensor, shape: Any) -> tuple[Tensor, Tensor]:
+    """A step as it is."""
+    return step(token_N)
 
 
-class Graph(Plain):
+class Graph:
     """Captures a step of each shape, after two that are run as they are, and replays it. What it
-    gives is overwritten by the next step."""
+    gives is overwritten by the next step. While `shape` stays, so must all tensors that it reads and
+    writes."""
 
     def __init__(self) -> None:
         self.stream: Any = torch.cuda.Stream()
@@ -56,7 +55,13 @@ class Graph(Plain):
             self.shape, self.warm, self.graph, self.found = shape, 0, None, None
         if self.warm < WARM:
             self.warm += 1
-            return self._aside(step, token_N)
+            # On the stream of the capture, whose libraries set themselves up for it.
+            main = torch.cuda.current_stream()
+            self.stream.wait_stream(main)
+            with torch.cuda.stream(self.stream):
+                found = step(token_N)
+            main.wait_stream(self.stream)
+            return found
         if self.graph is None:
             self.graph = torch.cuda.CUDAGraph()
             # Other threads may go on using the GPU meanwhile. Nothing is computed here.
@@ -67,24 +72,15 @@ class Graph(Plain):
         self.graph.replay()
         return self.found
 
-    def _aside(self, step: Step, token_N: Tensor) -> tuple[Tensor, Tensor]:
-        """A step on the stream of the capture, whose libraries set themselves up for it."""
-        main = torch.cuda.current_stream()
-        self.stream.wait_stream(main)
-        with torch.cuda.stream(self.stream):
-            found = step(token_N)
-        main.wait_stream(self.stream)
-        return found
-
 
 class Way(NamedTuple):
     """One way of decoding."""
 
     plan: type[Cache]
-    run: type[Plain]
+    begin: Callable[[], Callable[..., tuple[Tensor, Tensor]]]  # what runs a step
 
 
-GROWING, FIXED, REPLAYED = Way(Cache, Plain), Way(Static, Plain), Way(Static, Graph)
+GROWING, FIXED, REPLAYED = Way(Cache, lambda: plain), Way(Static, lambda: plain), Way(Static, Graph)
 
 
 def way_for(decoder: Decoder, device: torch.device, graphs: bool | None = None) -> Way:
@@ -196,7 +192,7 @@ class SplitDecoding(Decoding):
         lengths = [len(prompt) for prompt in prompts]
         self.group_size = group_size
         self.cache = engine.way.plan(lengths, group_size, max_tokens, device)
-        self.run = engine.way.run()
+        self.run = engine.way.begin()
         plan = Packed(lengths, [], [], device, self.cache.store, self.cache.store_states)
         ids_N = torch.tensor([t for prompt in prompts for t in prompt], device=device)
         positions_N, stop = plan.positions_N, engine.lowest if keep else 0
@@ -226,7 +222,7 @@ class SplitDecoding(Decoding):
         """The states that enter the lowest trained layer, if they are kept, and logits."""
         decoder, cache, copy = self.engine.decoder, self.cache, self.engine.weight_copy
         position_N = cache.position_N()
-        with copy.used() if copy else decoder.few_rows(len(token_N)):
+        with copy.used() if copy else few_rows(decoder.linears, len(token_N)):
             entering_NH = decoder.run(decoder.embed(token_N), position_N, cache, 0, self.stop)
             hidden_NH = decoder.run(entering_NH, position_N, cache, self.stop)
             return entering_NH, decoder.logits(decoder.finish(hidden_NH))

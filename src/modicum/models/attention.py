@@ -155,7 +155,9 @@ class Packed:
         left = prompt_PL.gather(1, at_PL.clamp(min=0)), at_PL >= 0
         ends = [there.flatten().nonzero().squeeze(-1) for there in (at_PL >= 0, row_there)]
         tables = length_P, prompt_B, prompt_PL, row_BT
-        positions_N = _positions(*tables)[where_N]
+        row_at = torch.arange(row_BT.shape[1]) + length_P[prompt_B][:, None]
+        every = [torch.arange(longest).expand(prompt_PL.shape), row_at]
+        positions_N = torch.cat([part.flatten() for part in every])[where_N]
         made = up(device, *tables, where_N, token_M, positions_N, *left, *ends, *more)
         self.length_P, self.prompt_B, self.prompt_PL, self.row_BT = made[:4]
         self.where_N, self.token_M, self.positions_N = made[4:7]
@@ -237,14 +239,6 @@ def _padded(start: Tensor, length: Tensor) -> tuple[Tensor, Tensor]:
     at = torch.arange(longest, device=start.device)
     last = (length - 1)[:, None]  # of an empty one: the token before it, never used
     return start[:, None] + torch.minimum(at, last), at < length[:, None]
-
-
-def _positions(length_P: Tensor, prompt_B: Tensor, prompt_PL: Tensor, row_BT: Tensor) -> Tensor:
-    """Of every place in the padded tables: the position in its sequence, prompt included."""
-    first_B1 = length_P[prompt_B][:, None]
-    prompts, rows = torch.arange(prompt_PL.shape[1]), torch.arange(row_BT.shape[1])
-    every = [prompts.expand(prompt_PL.shape), rows + first_B1]
-    return torch.cat([part.flatten() for part in every])
 
 
 class _Spread(torch.autograd.Function):

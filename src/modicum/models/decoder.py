@@ -7,7 +7,7 @@ Shapes: N tokens laid end to end, H hidden, V vocabulary.
 """
 
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -17,7 +17,7 @@ from torch.utils.checkpoint import checkpoint
 from modicum.models import device
 from modicum.models.attention import NAME, mix
 from modicum.models.configs import KNOWN
-from modicum.models.linear import adapted, adapted_layers, few_rows, linear_layers, replaced
+from modicum.models.linear import adapted, adapted_layers, linear_layers, replaced
 from modicum.models.load import inner
 
 FAMILIES: dict[str, dict[str, str]] = {name: {} for name in KNOWN["plain"].split()}
@@ -95,10 +95,6 @@ class Decoder:
                     hidden = self.layers[index](hidden, **given)
         return hidden[0]
 
-    def few_rows(self, rows: int) -> AbstractContextManager[None]:
-        """A context in which a forward of so few rows is faster; no gradients in it."""
-        return few_rows(self.linears, rows)
-
     def finish(self, hidden_NH: Tensor) -> Tensor:
         """The final norm."""
         return self.decoder.norm(hidden_NH)
@@ -110,7 +106,9 @@ class Decoder:
             logits_NV = logits_NV * self.scales["times"]
         if "over" in self.scales:
             logits_NV = logits_NV / self.scales["over"]
-        return cap(logits_NV, self.softcap)
+        if self.softcap is not None:  # Gemma's bound
+            logits_NV = self.softcap * torch.tanh(logits_NV / self.softcap)
+        return logits_NV
 
     def _kind(self, index: int) -> str | None:
         """The type of a layer where each type has its own rotation (Gemma 3)."""
@@ -127,11 +125,6 @@ class Decoder:
                 yield
         finally:
             self.config._attn_implementation = before
-
-
-def cap(logits: Tensor, softcap: float | None) -> Tensor:
-    """Gemma's bound on logits, where a model has one."""
-    return logits if softcap is None else softcap * torch.tanh(logits / softcap)
 
 
 def view(model: Any) -> Decoder | None:

@@ -27,10 +27,11 @@ from torch import Tensor
 
 from modicum import runs
 from modicum.config import TrainConfig
-from modicum.models.identity import HASHES, Identity
+from modicum.models.identity import HASHES
 from modicum.parts import RunParts, is_given, past_bases, past_config, past_update
 from modicum.training.session import Counters, Session, prepare
 from modicum.types import UserError
+from modicum.updates.schedule import below
 
 KEYS = {
     *("step", "start", "active", "pushed", "moved", "tried", "schedule", "drawn", "agreement"),
@@ -66,7 +67,8 @@ def save(session: Session, run: runs.Run, step: int) -> Path:
 def restore(session: Session, folder: Path) -> int:
     """Set the session to a checkpoint; its steps. UserError if it is damaged or of another run."""
     tensors, state = read(folder)
-    base_check(folder, state, session.config.model)(session.identity)
+    past = f"checkpoint {folder} was trained on"
+    session.identity.require(state, past, session.config.model)
     _restore_policy(session, folder, tensors, state)
     with _readable(folder, f"the curriculum {session.config.curriculum}"):
         session.order.load(state["curriculum"])
@@ -84,19 +86,6 @@ def read(folder: Path) -> tuple[Path, dict[str, Any]]:
     return path, state
 
 
-def base_check(folder: Path, state: dict[str, Any], model: str) -> Callable[[Identity], None]:
-    """What raises UserError for another base than that of a checkpoint; `model` is its place."""
-
-    def check(found: Identity) -> None:
-        found.require(state, f"checkpoint {folder} was trained on", model)
-
-    return check
-
-
-def _below(start: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {n.removeprefix(start): t for n, t in tensors.items() if n.startswith(start)}
-
-
 def _restore_policy(session: Session, folder: Path, path: Path, state: dict[str, Any]) -> None:
     """`restore` of all but the curriculum, from what `read` gave."""
     tensors = load_file(path, device=str(session.policy.device))
@@ -105,20 +94,18 @@ def _restore_policy(session: Session, folder: Path, path: Path, state: dict[str,
     session.policy.ledger = session.counters.ledger
     with _readable(folder, "the rounding"):
         drawn = {name: int(step) for name, step in state["drawn"].items()}
-    scale = state.get("scale")
-    session.optimization.load(tensors, frozenset(state["active"]), folder, drawn, scale)
+    session.optimization.load(tensors, state, folder, drawn)
     if state["start"] != session.proof.at_start:
         raise UserError(
             f"checkpoint {folder}: what {session.config.update} makes of the base to begin with, and"
             " does not train, is not what it was; another device or library may round otherwise"
         )
     with _readable(folder, f"the schedule of {session.config.update}"):
-        session.prepared.schedule.load(state["schedule"], _below("schedule/", tensors))
+        session.prepared.schedule.load(state["schedule"], below("schedule/", tensors))
     session.policy.follow(session.prepared)
-    session.proof.resume(state["pushed"], state["moved"], state["tried"])
     if session.critic is not None:
         with _readable(folder, "the critic"):
-            session.critic.load(state["critic"], _below("critic/", tensors), folder)
+            session.critic.load(state["critic"], below("critic/", tensors), folder)
 
 
 @contextmanager
@@ -160,8 +147,9 @@ def reload(
     if given is None and not is_given(config.update):
         given = past_update(folder, config.update)
     update = RunParts(update=given)
-    check = base_check(at, state, config.model)
-    session = prepare(replace(config, **others, curriculum="uniform"), update, check)
+    known = state, f"checkpoint {at} was trained on", config.model
+    placeholders = replace(config, **others, curriculum="uniform")
+    session = prepare(placeholders, update, lambda found: found.require(*known))
     if look is not None:
         look(session)
     _restore_policy(session, at, tensors, state)

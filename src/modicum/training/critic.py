@@ -207,6 +207,4 @@ class Critic:
     def load(self, state: Mapping[str, Any], tensors: Mapping[str, Tensor], folder: object) -> None:
         """Set what these gave."""
         vars(self.counters).update({name: state[name] for name in vars(self.counters)})
-        known = frozenset(state["active"]), folder, state["drawn"], state.get("scale")
-        self.steps.load(tensors, *known)
-        self.steps.proof.resume(state["pushed"], state["moved"], state["tried"])
+        self.steps.load(tensors, state, folder, state["drawn"])

@@ -156,7 +156,10 @@ def _train(
                 done += 1
             _evaluate_within(session, run, observer, done)
             with interrupts.whole():
-                _checkpoint(session, run, done)
+                every = session.config.records.checkpoint_every
+                if session.ended(done) or (every and done % every == 0):
+                    session.prove(f"step {done}")
+                    save(session, run, done)
     except machine.Stopped:
         saved = runs.checkpoints(run.folder)[-1:] == [run.checkpoint(done)]
         if done > first and not saved and not interrupts.torn:
@@ -289,10 +292,3 @@ def _evaluate_within(session: Session, run: runs.Run, observer: Observer, done: 
     every = session.config.evaluation.eval_every
     if every and done and done % every == 0 and not session.ended(done):
         _evaluate(session, run, observer, f"step {done}", done - 1, None)
-
-
-def _checkpoint(session: Session, run: runs.Run, done: int) -> None:
-    every = session.config.records.checkpoint_every
-    if session.ended(done) or (every and done % every == 0):
-        session.prove(f"step {done}")
-        save(session, run, done)

@@ -202,17 +202,16 @@ class Optimization(Stepper):
     def load(
         self,
         tensors: Mapping[str, Tensor],
-        active: frozenset[str],
+        state: Mapping[str, Any],
         folder: object,
-        drawn: Mapping[str, int] | None = None,
-        scale: tuple[float, int] | None = None,
+        drawn: Mapping[str, int],
     ) -> None:
-        """Set what `tensors` gave, with `active` training; UserError when it does not fit.
+        """Set what `tensors` and `state` gave; UserError when it does not fit.
 
         `drawn` has the steps that masters were last rounded in; what is missing was rounded to
-        nearest. `scale`: that of the loss, and how many steps it has been."""
-        self.masters.drawn = dict(drawn or {})
-        if scale is not None:
+        nearest."""
+        self.masters.drawn, active = dict(drawn), frozenset[str](state["active"])
+        if scale := state.get("scale"):  # of the loss, and how many steps it has been
             self.masters.scale.value, self.masters.scale.calm = scale
         parts: dict[str, dict[str, Tensor]] = {"value": {}, "entries": {}, "base": {}}
         states: dict[str, dict[str, dict[str, Tensor]]] = {"optimizer": {}, "parked": {}}
@@ -250,15 +249,14 @@ class Optimization(Stepper):
                 moved.add(name)
             target.copy_(value)
         self.masters.publish()
-        for name, state in states["optimizer"].items():
-            counted = {
-                key: state[key].cpu() for key in state.keys() & set(self.prepared.rule.on_host)
-            }
+        for name, own in states["optimizer"].items():
+            counted = {key: own[key].cpu() for key in own.keys() & set(self.prepared.rule.on_host)}
             master = self.masters.held[name]
-            for key in [key for key, of in state.items() if of.shape == master.tensor.shape]:
-                state[key] = master.cut(state[key])
-            self.optimizer.state[master.tensor] = {**state, **counted}
-        self.parked = {name: sent(state, "cpu") for name, state in states["parked"].items()}
+            for key in [key for key, of in own.items() if of.shape == master.tensor.shape]:
+                own[key] = master.cut(own[key])
+            self.optimizer.state[master.tensor] = {**own, **counted}
+        self.parked = {name: sent(own, "cpu") for name, own in states["parked"].items()}
         finish()
         self.visited, self.rebased = moved, set(parts["base"])
         self._regroup()
+        self.proof.resume(state["pushed"], state["moved"], state["tried"])

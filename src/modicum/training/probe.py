@@ -109,10 +109,11 @@ def probe(config: TrainConfig, updates: Sequence[str], say: Callable[[str], None
         if number:
             session = prepare(replace(config, update=update))
         switch(session)
-        found.append((update, _tried(session, groups, batch), *_costs(session)))
-        say(f"{update}: rate {found[-1][1].rates['0.01']:.2g}")
+        tried, gain_P = _tried(session, groups, batch)
+        found.append((update, tried, gain_P, *_costs(session)))
+        say(f"{update}: rate {tried[0]['0.01']:.2g}")
         del session
-    best = max(found, key=lambda entry: entry[1].gain_P.mean())
+    best = max(found, key=lambda entry: entry[2].mean())
     rng = np.random.default_rng(config.seed)
     draws = rng.integers(0, len(groups), (DRAWS, len(groups)))
     made = [_probed(entry, best, draws) for entry in found]
@@ -139,16 +140,9 @@ def _rollouts(session: Session) -> tuple[list[Group], torch.Tensor]:
     return groups, torch.cat(rewards)
 
 
-@dataclass(frozen=True)
-class _Tried:
-    rates: dict[str, float]
-    spread: float
-    gains: dict[str, float]
-    gain_P: np.ndarray  # gain(0.1) of every problem, times their number
-
-
-def _tried(session: Session, groups: Sequence[Group], batch: Batch) -> _Tried:
-    """First steps by each half of the problems, looked at on the other half."""
+def _tried(session: Session, groups: Sequence[Group], batch: Batch) -> tuple[Any, np.ndarray]:
+    """First steps by each half of the problems, looked at on the other half: `rates`, `spread` and
+    `gains` of a `ProbedUpdate`; gain(0.1) of every problem, times their number."""
     start = rates.start_rate(session.update, session.active_parameters)
     gain_P, gains, found = np.zeros(len(groups)), [], []
     by_group: dict[int, list[Row]] = {}
@@ -171,12 +165,9 @@ def _tried(session: Session, groups: Sequence[Group], batch: Batch) -> _Tried:
         lower = [rates.searched(session, batch, (given, held), t, start)[0] for t in turns]
         found.append(min([at, *(math.sqrt(0.03 / rates.TARGET) * rate for rate in lower)]))
     mean = rates.pooled(found)
-    return _Tried(
-        {f"{kl:g}": mean * math.sqrt(kl / 0.03) for kl in KLS},
-        max(found) / min(found),
-        {f"{kl:g}": sum(g for k, g in gains if k == kl) / len(found) for kl in (0.03, BEST)},
-        gain_P,
-    )
+    made = {f"{kl:g}": mean * math.sqrt(kl / 0.03) for kl in KLS}
+    won = {f"{kl:g}": sum(g for k, g in gains if k == kl) / len(found) for kl in (0.03, BEST)}
+    return (made, max(found) / min(found), won), gain_P
 
 
 def _weights(
@@ -198,14 +189,13 @@ def _costs(session: Session) -> tuple[float, int, float | None]:
 
 
 def _probed(entry: Any, best: Any, draws: np.ndarray) -> ProbedUpdate:
-    update, found, trained, peak, seconds = entry
-    low, high = np.quantile(found.gain_P[draws].mean(1), (0.025, 0.975))
+    update, tried, gain_P, trained, *costs = entry
+    low, high = np.quantile(gain_P[draws].mean(1), (0.025, 0.975))
     behind = None
     if entry is not best:
-        ends = np.quantile((best[1].gain_P - found.gain_P)[draws].mean(1), (0.025, 0.975))
+        ends = np.quantile((best[2] - gain_P)[draws].mean(1), (0.025, 0.975))
         behind = float(ends[0]), float(ends[1])
-    given = (found.rates, found.spread, found.gains, float(low), float(high), behind)
-    return ProbedUpdate(update, trained, *given, peak, seconds)
+    return ProbedUpdate(update, trained, *tried, float(low), float(high), behind, *costs)
 
 
 def usual(config: TrainConfig) -> list[str]:

@@ -118,9 +118,12 @@ class Schedule:
         """Set what `state` and `tensors` gave."""
         vars(self).update({name: state[name] for name in self.remembered})
         for kind in self.remembered_tensors:
-            start = f"{kind}/"
-            found = {n.removeprefix(start): t for n, t in tensors.items() if n.startswith(start)}
-            setattr(self, kind, found)
+            setattr(self, kind, below(f"{kind}/", tensors))
+
+
+def below(start: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Those whose name begins with `start`, without it."""
+    return {n.removeprefix(start): t for n, t in tensors.items() if n.startswith(start)}
 
 
 class Turns(Schedule, ABC):
