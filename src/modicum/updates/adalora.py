@@ -139,10 +139,6 @@ class AdaLora(LowRank):
 
     peft_config = "AdaLoraConfig"
     goes_on = False
-    examples = (
-        "adalora(rank=2, init_rank=3)",
-        "adalora(rank=1, init_rank=3, warmup=1, tail=0, every=2) @ last(1)",
-    )
     passed: ClassVar[dict[str, str]] = {
         **{"rank": "target_r", "init_rank": "init_r", "alpha": "lora_alpha", "every": "deltaT"},
         **{"beta1": "beta1", "beta2": "beta2", "orthogonal": "orth_reg_weight"},

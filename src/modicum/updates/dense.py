@@ -35,7 +35,6 @@ class Full(Selection):
     """Every tensor trains."""
 
     kind = "whole model"
-    examples = ("full",)
 
     def names(self, layout: Layout) -> set[str]:
         return set(layout.places)
@@ -68,7 +67,6 @@ class Region(Selection):
 class First(Region):
     """The first k decoder layers: saves memory, not backward time."""
 
-    examples = ("first(2)",)
     height: ClassVar[float] = 0.0  # how far up: with none of the other layers below, half or all
     k: members.Layers
 
@@ -85,12 +83,6 @@ class Last(First):
     """The last k decoder layers: backward stops below them."""
 
     height = 1.0
-    examples = (
-        "last(1)",
-        "last(1) + parts(norm)",
-        "last(2) & parts(mlp)",
-        "last(1, norm=True, head=True)",
-    )
 
 
 @dataclass(frozen=True)
@@ -98,14 +90,12 @@ class Middle(First):
     """The k decoder layers in the middle; an odd one out lies above."""
 
     height = 0.5
-    examples = ("middle(1)",)
 
 
 @dataclass(frozen=True)
 class Every(Region):
     """Every so many decoder layers: number offset, offset + stride and so on, from 0."""
 
-    examples = ("every(2, offset=1)",)
     stride: members.Layers
     offset: LayersOrNone = 0
 
@@ -122,7 +112,6 @@ class Layers(Region):
 
     `layers(random, 2)` are two that the run's seed draws; more of them hold the fewer."""
 
-    examples = ("layers(0, -1)", "layers(random, 2)")
     varargs = "indices"
     indices: tuple[int | Literal["random"], ...]
 
@@ -162,7 +151,6 @@ class Layers(Region):
 class Surgical(Region):
     """One block of layers, of a few near-equal ones from the bottom (0) to the top."""
 
-    examples = ("surgical(1)", "surgical(1, of=2, norm=True)")
     block: int
     of: members.Layers = 3
 
@@ -182,7 +170,6 @@ class Parts(Selection):
     """Parts by kind, in every layer: attention, mlp, norm, bias, embedding, head."""
 
     kind = "parts of layers"
-    examples = ("parts(attention, norm)", "parts(head)")
     varargs = "kinds"
     kinds: tuple[str, ...]
 
@@ -203,7 +190,6 @@ class BitFit(Selection):
     """All biases; a model without any is refused."""
 
     kind = "parts of layers"
-    examples = ("bitfit",)
 
     def names(self, layout: Layout) -> set[str]:
         found = {name for name, place in layout.places.items() if "bias" in place.parts}

@@ -95,10 +95,6 @@ class AutoFreeze(Scheduled):
     """Everything trains at first; layers whose gradients settle freeze from the bottom up."""
 
     begins = FreezingSchedule
-    examples = (
-        "autofreeze(intervals=4)",
-        "autofreeze(intervals=5, percentile=90.0, ema=0.5, state='cpu') @ last(2)",
-    )
     intervals: Steps = 20
     percentile: Annotated[float, Limits(0, 100)] = 50.0
     ema: ShareBelowOne = 0.0
@@ -173,6 +169,5 @@ class SlimFit(Scheduled):
     """Matrices and norms that move most for their size train, the others rest."""
 
     begins = SlimFitSchedule
-    examples = ("slimfit", "slimfit(rate=0.5, state='reset') @ last(2)")
     rate: ShareBelowOne = 0.9
     state: Policy = "keep"

@@ -49,11 +49,6 @@ class Lora(LowRank):
     `experts=True` also adapts the experts of a mixture that are no linear layers, with A and B
     of their own for every expert."""
 
-    examples = (
-        "lora(rank=2)",
-        "lora(rank=2) @ last(1)",
-        "lora(rank=2) @ (last(2) & parts(attention))",
-    )
     experts: bool = False
 
     def parameters(self, model: nn.Module, where: Selection | None) -> list[str]:
@@ -69,7 +64,6 @@ class RsLora(LowRank):
 
     At rank 8 and alpha 12 the scale (4.2) is about that of `lora` (4)."""
 
-    examples = ("rslora(rank=4)",)
     fixed: ClassVar[dict[str, Any]] = {"use_rslora": True}
     alpha: Count = 12
 
@@ -80,7 +74,6 @@ class LoraPlus(LowRank):
 
     The run's learning rate is that of A."""
 
-    examples = ("loraplus(rank=2, ratio=4.0)",)
     ratio: Annotated[float, Limits(0, 1024, above=True)] = 16.0
 
     def schedule(self, model: nn.Module, trainable: Named) -> Schedule:
@@ -91,8 +84,6 @@ class LoraPlus(LowRank):
 class LoraFa(LowRank):
     """LoRA whose A stays as drawn: half the trained numbers, and no wide input is kept."""
 
-    examples = ("lorafa(rank=2)", "lorafa(rank=2) @ last(1)")
-
     def trains(self, name: str) -> bool:
         return ".lora_B." in name
 
@@ -101,7 +92,6 @@ class LoraFa(LowRank):
 class Dora(LowRank):
     """LoRA for the direction of each output row, and its length as a number of its own."""
 
-    examples = ("dora(rank=2)", "dora(rank=2) @ last(1)")
     reads_base = True
     fixed: ClassVar[dict[str, Any]] = {"use_dora": True}
 
@@ -180,8 +170,6 @@ class Pissa(Moved):
 
     Both factors are large from the start, so a step moves the weights farther than LoRA's."""
 
-    examples = ("pissa(rank=2)", "pissa(rank=2) @ last(1)")
-
     def part(self, weight: Tensor, scale: float) -> tuple[Tensor, Tensor]:
         left, sizes, right = triplets(weight, self.rank)
         roots = (sizes / scale).sqrt()
@@ -195,7 +183,6 @@ class Olora(Moved):
     alpha is 8, so that at rank 8 the part is taken out once; at alpha/rank 4 it would be
     taken out four times over, and the adapter would have to give all of that back."""
 
-    examples = ("olora(rank=2, alpha=2)", "olora(rank=2, alpha=2) @ last(1)")
     alpha: Count = 8
 
     def part(self, weight: Tensor, scale: float) -> tuple[Tensor, Tensor]:
@@ -228,7 +215,6 @@ class LoraXs(FromBase):
     """Only rank x rank numbers train in a layer, between its own singular vectors."""
 
     start_tolerance = 5e-3
-    examples = ("loraxs(rank=4)", "loraxs(rank=4) @ last(1)")
     rank: Rank = 16
     alpha: Count = 16
 

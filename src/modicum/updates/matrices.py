@@ -157,7 +157,6 @@ class GaLore(MatrixMember):
     """Adam in a low-rank space of each gradient: small state, all weights train."""
 
     faster = 4.0
-    examples = ("galore(rank=4, every=2)", "galore(rank=1) @ (lora(rank=2) @ last(1))")
     rank: Rank = 8
     every: Steps = 200
     scale: Scale = 0.25
@@ -197,7 +196,6 @@ class Apollo(MatrixMember):
     """Gradients scaled by channel, as a random projection says that Adam would."""
 
     faster = 4.0
-    examples = ("apollo(rank=4, every=2)", "apollo(rank=1) @ (lora(rank=2) @ last(1))")
     over: ClassVar[int | None] = 0  # what has one factor: a channel, or (None) the whole matrix
     rank: Rank = 32
     every: Steps = 200
@@ -242,7 +240,6 @@ class ApolloMini(Apollo):
 
     name = "apollo_mini"
     faster = 1.0
-    examples = ("apollo_mini(every=2)",)
     over = None
     rank: ClassVar[int] = 1  # type: ignore[misc]
     scale: Scale = 128.0
@@ -252,11 +249,6 @@ class ApolloMini(Apollo):
 class Muon(MatrixMember):
     """Orthogonal steps of the layers' matrices; all else by AdamW, at `others` times the rate."""
 
-    examples = (
-        "muon",
-        "muon(momentum=0.8, others=0.5) @ last(2)",
-        "muon @ (lora(rank=2) @ last(1))",
-    )
     rank: ClassVar[int] = 1  # type: ignore[misc]
     needs_signal = True
     momentum: ShareBelowOne = 0.95

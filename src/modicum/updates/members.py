@@ -5,9 +5,11 @@ that a checkpoint can hold it. How far a step goes is counted in spacings: a num
 move by less than half of one stays as it is.
 """
 
+import tomllib
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, get_args
 
 import torch
@@ -34,6 +36,7 @@ Rank = Annotated[int, Limits(1, MAX_RANK)]
 
 Groups = list[dict[str, Any]]
 PIECE = 2**18  # numbers looked at at a time
+EXAMPLES = tomllib.loads(Path(__file__).with_name("examples.toml").read_text(encoding="utf-8"))
 FAR = 16.0  # spacings beyond which a tensor does not come back to its start by a few steps
 
 
@@ -42,11 +45,14 @@ class Member(Spec, ABC):
 
     faster = 1.0  # how far above AdamW's the rates of an optimizer lie
     kind: ClassVar[Kind]
-    examples: ClassVar[tuple[str, ...]]  # expressions for the tiny base, the usual one first
+    examples: ClassVar[tuple[str, ...]]
+    """Expressions for the tiny base, the usual one first; those of the package are in examples.toml."""
 
     def __init_subclass__(cls) -> None:
         """A member's name is that of its class in lower case, unless it says another."""
         cls.name = vars(cls).get("name", cls.__name__.lower())
+        if "examples" not in vars(cls) and cls.name in EXAMPLES:
+            cls.examples = tuple(EXAMPLES[cls.name])
 
 
 @dataclass(frozen=True)

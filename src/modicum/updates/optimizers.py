@@ -81,7 +81,6 @@ class Sgd(OptimizerMember):
 
     w -= rate * b, where b = momentum * b + gradient; weight decay is torch's, in the gradient."""
 
-    examples = ("sgd", "sgd(momentum=0.9) @ last(1)", "sgd @ (lora(rank=2) @ last(1))")
     momentum: ShareBelowOne = 0.0
 
     @property

@@ -33,7 +33,6 @@ class Vera(Adapter):
     """Two trained vectors a layer around frozen random matrices that all layers share."""
 
     peft_config = "VeraConfig"
-    examples = ("vera(rank=16)", "vera(rank=8, d_initial=0.5) @ last(2)")
     passed: ClassVar[dict[str, str]] = {"rank": "r", "d_initial": "d_initial"}
     fixed: ClassVar[dict[str, Any]] = {"save_projection": True}
     rank: Count = 256
@@ -55,7 +54,6 @@ class Ia3(Adapter):
 
     peft_config = "IA3Config"
     everywhere = False
-    examples = ("ia3", "ia3 @ (last(2) & parts(mlp))")
 
     def targets(self, model: nn.Module, where: Selection | None) -> list[str]:
         found = linear_layers(model, where)
@@ -87,7 +85,6 @@ class LnTuning(Adapter):
 
     peft_config = "LNTuningConfig"
     everywhere = False
-    examples = ("lntuning", "lntuning @ middle(1)")
 
     def targets(self, model: nn.Module, where: Selection | None) -> list[str]:
         places = layout(model).places
@@ -104,11 +101,6 @@ class TinyLora(Adapter):
 
     peft_config = "TinyLoraConfig"
     reads_base = True
-    examples = (
-        "tinylora",
-        "tinylora(u=4, weight_tying=0.0) @ last(2)",
-        "tinylora(rank=3, u=5, weight_tying=0.5)",
-    )
     passed: ClassVar[dict[str, str]] = {"rank": "r", "u": "u", "weight_tying": "weight_tying"}
     fixed: ClassVar[dict[str, Any]] = {"save_projection": True}
     rank: Count = 2
@@ -143,7 +135,6 @@ class Miss(Adapter):
     peft_config = "MissConfig"
     links = ("miss_block",)
     turned = False
-    examples = ("miss(rank=4)", "miss(rank=5) @ last(1)")
     passed: ClassVar[dict[str, str]] = {"rank": "r"}
     rank: Count = 64
 
@@ -159,7 +150,6 @@ class Oft(Adapter):
 
     peft_config = "OFTConfig"
     turned = False
-    examples = ("oft(block_size=8)", "oft(block_size=4, exact=True) @ last(1)")
     passed: ClassVar[dict[str, str]] = {"block_size": "oft_block_size"}
     block_size: Annotated[int, Limits(2, MAX_COUNT)] = 32
     exact: bool = False
@@ -194,7 +184,6 @@ class Shira(Adapter):
     peft_config = "ShiraConfig"
     reads_base = True
     turned = False
-    examples = ("shira(rank=2)", "shira(rank=1) @ last(2)")
     passed: ClassVar[dict[str, str]] = {"rank": "r"}
     rank: Count = 8
 

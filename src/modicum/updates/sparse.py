@@ -164,12 +164,6 @@ def past_values(folder: Path, model: nn.Module, wanted: Named) -> Callable[[str]
 class Sparse(Scheduled):
     """A share of the entries of every tensor trains: by chance, size, gradient or a past run."""
 
-    examples = (
-        "sparse(keep=0.1)",
-        "sparse(keep=0.1, by='smallest') @ last(1)",
-        "sparse(by='fisher', warmup=2)",
-        "sparse(keep=0.1, by='taylor', warmup=1) @ last(2)",
-    )
     keep: float = 0.05
     by: By = "random"
     run: str = ""

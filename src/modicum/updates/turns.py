@@ -59,11 +59,6 @@ class Lisa(Scheduled):
     """A few random layers train at a time, others after every so many steps."""
 
     begins = LisaSchedule
-    examples = (
-        "lisa(layers=1, every=2)",
-        "lisa(layers=1, every=1, ends=False, state='keep')",
-        "lisa(layers=1, every=1) @ last(2)",
-    )
     layers: Layers = 2
     every: Steps = 20
     ends: bool = True
@@ -118,10 +113,6 @@ class BAdam(Scheduled):
     """One block of layers trains at a time, with Adam from fresh moments, then the next."""
 
     begins = BlockSchedule
-    examples = (
-        "badam(every=2)",
-        "badam(every=1, order='descending', blocks=2, ends=True, warmup=2, state='cpu')",
-    )
     every: Steps = 10
     order: Order = "random"
     blocks: LayersOrNone = 0
@@ -169,6 +160,5 @@ class BAdamRatio(Scheduled):
 
     name = "badam_ratio"
     begins = RatioSchedule
-    examples = ("badam_ratio(ratio=0.25, every=2)",)
     ratio: Between = 0.05
     every: Steps = 10

@@ -162,7 +162,6 @@ class Rgn(Scheduled):
     """Everything trains, each tensor's step scaled by its relative gradient norm."""
 
     begins = RgnSchedule
-    examples = ("rgn(every=2, window=1)", "rgn(every=2, window=2, reset=False) @ last(2)")
     every: Steps = 20
     window: Steps = 5
     reset: bool = True
@@ -177,5 +176,4 @@ class Snr(Rgn):
     """Only tensors whose gradient has much signal for its noise step."""
 
     begins = SnrSchedule
-    examples = ("snr(every=2, window=2)",)
     threshold: Share = 0.5
