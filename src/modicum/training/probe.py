@@ -195,7 +195,8 @@ def _probed(entry: Any, best: Any, draws: np.ndarray) -> ProbedUpdate:
     if entry is not best:
         ends = np.quantile((best[2] - gain_P)[draws].mean(1), (0.025, 0.975))
         behind = float(ends[0]), float(ends[1])
-    return ProbedUpdate(update, trained, *tried, float(low), float(high), behind, *costs)
+    given: Any = (trained, *tried, float(low), float(high), behind, *costs)
+    return ProbedUpdate(update, *given)
 
 
 def usual(config: TrainConfig) -> list[str]:
