@@ -146,8 +146,9 @@ def test_a_run_samples_the_same(update: str, small_rooms: None) -> None:
 @pytest.mark.parametrize("way", [GROWING, FIXED])
 def test_what_a_rollout_held_is_dropped_with_it(way: Way) -> None:
     """At once: a cycle would keep the cache until the collector of garbage comes by."""
+    decoder = decoder_of(model_of("llama untied"))  # others have it too, with gradients
     with torch.inference_mode():
-        decoding = begun(decoder_of(model_of("llama untied")), way)
+        decoding = begun(decoder, way)
         decoded(decoding)
     held = weakref.ref(decoding.cache)
     del decoding

@@ -331,7 +331,9 @@ class Own(Method):
     name = "own"
 
     def apply(self, model: nn.Module, seed: int = 0, where: Any = None) -> Any:
-        return Prepared(model, dict(model.named_parameters()), rule=Sgd())
+        prepared = Prepared(model, dict(model.named_parameters()))
+        prepared.rule = Sgd()
+        return prepared
 
 
 @pytest.mark.parametrize(

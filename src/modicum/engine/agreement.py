@@ -14,10 +14,10 @@ import torch
 from modicum.config import Sampling
 from modicum.engine import slopes
 from modicum.engine.policy import Policy
-from modicum.engine.slopes import FADE, FAULTS, ROWS, Array, Scored, Slope
+from modicum.engine.slopes import FADE, FAULTS, ROWS, Array, Groups, Scored, Slope
 from modicum.engine.version import AgreementFailed
 from modicum.models.linear import widened
-from modicum.types import Group, Row, RunStopped
+from modicum.types import Row, RunStopped
 from modicum.updates.base import Prepared, Swap
 
 EXACT = 1e-4  # most that two fp32 computations differ, in nats over 1 - p
@@ -61,12 +61,7 @@ class Agreement:
 
     @torch.no_grad()
     def check(
-        self,
-        policy: Policy,
-        prepared: Prepared,
-        groups: Sequence[Group],
-        sampling: Sampling,
-        step: int,
+        self, policy: Policy, prepared: Prepared, groups: Groups, sampling: Sampling, step: int
     ) -> float:
         """Ask the library; mean |its log-prob - the sampler's|, in nats. RunStopped: no."""
         policy.sampler.prove()

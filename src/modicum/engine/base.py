@@ -22,6 +22,7 @@ from modicum.models.weight_copy import WeightCopy
 from modicum.types import Completion, Row
 
 Prompt = tuple[int, ...]
+Prompts = Sequence[Prompt]
 
 
 @dataclass(frozen=True)
@@ -84,7 +85,7 @@ class Sampler(ABC):
     @abstractmethod
     def sample(
         self,
-        prompts: Sequence[Prompt],
+        prompts: Prompts,
         keys: Sequence[tuple[object, ...]],
         group_size: int,
         sampling: Sampling,
@@ -156,9 +157,7 @@ class Engine(Scorer):
     of_one_length: bool = False  # whether only prompts of one length can be decoded together
 
     @abstractmethod
-    def decode(
-        self, prompts: Sequence[Prompt], group_size: int, max_tokens: int, keep: bool
-    ) -> Decoding:
+    def decode(self, prompts: Prompts, group_size: int, max_tokens: int, keep: bool) -> Decoding:
         """Begin `group_size` completions of each prompt; `keep` asks for their trunks."""
 
 

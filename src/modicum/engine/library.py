@@ -20,7 +20,7 @@ from torch.nn.functional import pad
 from torch.nn.utils.rnn import pad_sequence
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
-from modicum.engine.base import Changed, Decoding, Engine, Prompt
+from modicum.engine.base import Changed, Decoding, Engine, Prompts
 from modicum.models.device import index, up
 from modicum.models.linear import replaced
 from modicum.models.load import inner
@@ -75,9 +75,7 @@ class LibraryEngine(Engine):
     def follow(self, changed: Changed) -> None:
         """The whole model is run every time, wherever it trains."""
 
-    def decode(
-        self, prompts: Sequence[Prompt], group_size: int, max_tokens: int, keep: bool
-    ) -> Decoding:
+    def decode(self, prompts: Prompts, group_size: int, max_tokens: int, keep: bool) -> Decoding:
         kind = UncachedDecoding if self.can.cache == "none" else LibraryDecoding
         return kind(self, prompts, group_size, max_tokens)
 
@@ -120,7 +118,7 @@ class LibraryDecoding(Decoding):
     """One token of every row at a time, with the library's cache."""
 
     def __init__(
-        self, engine: LibraryEngine, prompts: Sequence[Prompt], group_size: int, max_tokens: int
+        self, engine: LibraryEngine, prompts: Prompts, group_size: int, max_tokens: int
     ) -> None:
         self.model, device = engine.model, engine.device
         sequences = [torch.tensor(prompt, device=device) for prompt in prompts]
@@ -184,7 +182,7 @@ class UncachedDecoding(Decoding):
     """One token of every row at a time, by a whole forward of rows padded on the right."""
 
     def __init__(
-        self, engine: LibraryEngine, prompts: Sequence[Prompt], group_size: int, max_tokens: int
+        self, engine: LibraryEngine, prompts: Prompts, group_size: int, max_tokens: int
     ) -> None:
         self.engine = engine
         device = engine.device

@@ -19,7 +19,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 
 from modicum.config import Compute, Sampling
 from modicum.engine import samplers
-from modicum.engine.base import Changed, Engine, Prompt, Sampler, Scorer
+from modicum.engine.base import Changed, Engine, Prompt, Prompts, Sampler, Scorer
 from modicum.engine.library import FOUND, Abilities, LibraryDecoding, LibraryEngine
 from modicum.engine.split import SplitEngine
 from modicum.engine.text import begun
@@ -63,7 +63,7 @@ class Policy:
 
     def sample(
         self,
-        prompts: Sequence[Prompt],
+        prompts: Prompts,
         keys: Sequence[tuple[object, ...]],
         group_size: int,
         sampling: Sampling,
@@ -145,7 +145,7 @@ def make(
     return LibraryEngine(model, device)
 
 
-def check_length(prompts: Sequence[Prompt], model: Any, sampling: Sampling) -> None:
+def check_length(prompts: Prompts, model: Any, sampling: Sampling) -> None:
     """UserError when a prompt and a completion are longer than the model's positions."""
     limit = getattr(inner(model).config, "max_position_embeddings", None)
     if not sampling.max_tokens:
@@ -219,7 +219,7 @@ def _try(model: Any, device: torch.device, base: Any, weight: Tensor) -> None:
 
 
 def _cache(
-    model: Any, device: torch.device, prompts: Sequence[Prompt], compared: bool = True
+    model: Any, device: torch.device, prompts: Prompts, compared: bool = True
 ) -> Literal["padded", "equal", "none"]:
     long, short = prompts
     # No mask is given without padding.
@@ -230,7 +230,7 @@ def _cache(
     return "none"
 
 
-def _right(model: Any, device: torch.device, prompts: Sequence[Prompt], compared: bool) -> bool:
+def _right(model: Any, device: torch.device, prompts: Prompts, compared: bool) -> bool:
     """Whether a cache can be had of these prompts, and gives what forwards give."""
     try:
         decoded = list(_decoded(model, device, prompts))
@@ -241,9 +241,7 @@ def _right(model: Any, device: torch.device, prompts: Sequence[Prompt], compared
     )
 
 
-def _decoded(
-    model: Any, device: torch.device, prompts: Sequence[Prompt]
-) -> Iterator[tuple[Prompt, Tensor]]:
+def _decoded(model: Any, device: torch.device, prompts: Prompts) -> Iterator[tuple[Prompt, Tensor]]:
     """Sequences and the logits after them, from a cache: two rows a prompt, one leaves."""
     decoding = LibraryDecoding(LibraryEngine(model, device), prompts, 2, LONG)
     rows = [prompt for prompt in prompts for _ in range(2)]

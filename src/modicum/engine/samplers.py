@@ -18,7 +18,7 @@ from torch import Tensor
 
 from modicum import machine, spec
 from modicum.config import Compute, Sampling
-from modicum.engine.base import Changed, Decoding, Engine, Prompt, Sampler, Scorer
+from modicum.engine.base import Changed, Decoding, Engine, Prompts, Sampler, Scorer
 from modicum.engine.sampling import choose, distribution, noise
 from modicum.engine.split import SplitEngine, way_for
 from modicum.engine.text import Texts
@@ -70,7 +70,7 @@ class LocalSampler(Sampler):
 
     def sample(
         self,
-        prompts: Sequence[Prompt],
+        prompts: Prompts,
         keys: Sequence[tuple[object, ...]],
         group_size: int,
         sampling: Sampling,
@@ -129,9 +129,7 @@ Drawn = tuple[tuple[int, ...], tuple[float, ...]]
 """Tokens, up to and with the one that ends the row, and their log-probs."""
 
 
-def num_trunk_bytes(
-    scorer: Scorer, prompts: Sequence[Prompt], group_size: int, max_tokens: int
-) -> int:
+def num_trunk_bytes(scorer: Scorer, prompts: Prompts, group_size: int, max_tokens: int) -> int:
     """The most that the trunks of a rollout can take."""
     tokens = sum(map(len, prompts)) + len(prompts) * group_size * max_tokens
     return tokens * scorer.state_bytes
@@ -191,14 +189,10 @@ class SamplerSettings(spec.Named, ABC):
 
     @abstractmethod
     def begin(
-        self,
-        engine: Engine,
-        loaded: Loaded,
-        prepared: Prepared | None,
-        compute: Compute,
-        rollout_batch: int,
+        self, engine: Engine, loaded: Loaded, prepared: Prepared | None, compute: Compute, rows: int
     ) -> Sampler:
-        """A sampler of the policy as it is now; `prepared` is its update, if it trains."""
+        """A sampler of the policy as it is now, of so many rows at a time; `prepared` is its update, if
+        it trains."""
 
 
 @dataclass(frozen=True)
@@ -219,12 +213,7 @@ class Local(SamplerSettings):
         return WeightCopy(decoder) if wanted else None
 
     def begin(
-        self,
-        engine: Engine,
-        loaded: Loaded,
-        prepared: Prepared | None,
-        compute: Compute,
-        rollout_batch: int,
+        self, engine: Engine, loaded: Loaded, prepared: Prepared | None, compute: Compute, rows: int
     ) -> Sampler:
         if isinstance(engine, SplitEngine):
             engine.weight_copy = self.copied(engine.decoder, engine.device.type)
@@ -232,7 +221,7 @@ class Local(SamplerSettings):
         elif self.weight_copy or self.graphs:
             raise UserError(f"sampler {self}: only engine split decodes so, and this is another")
         ends = loaded.end_tokens
-        return LocalSampler(engine, loaded.tokenizer, ends, rollout_batch, compute.trunk_bytes)
+        return LocalSampler(engine, loaded.tokenizer, ends, rows, compute.trunk_bytes)
 
 
 SAMPLERS: dict[str, type] = {cls.name: cls for cls in (Local,)}

@@ -22,6 +22,7 @@ from modicum.engine.policy import Policy
 from modicum.types import Group, Row
 
 Array = np.ndarray[Any, np.dtype[Any]]
+Groups = Sequence[Group]
 
 TOKENS, ROWS = 128, 32  # about so many are scored by the library in a check
 REHEARSED = (2, 2, 4)  # prompts, completions of each, tokens
@@ -118,7 +119,7 @@ def looks_like(d_N: Array, found: Scored) -> str:
     return ""
 
 
-def some(groups: Sequence[Group]) -> list[Group]:
+def some(groups: Groups) -> list[Group]:
     """Some completions, the first of every group before the second of any."""
     taken, tokens = [0] * len(groups), 0
     for member in range(max(len(group.completions) for group in groups)):
@@ -130,9 +131,7 @@ def some(groups: Sequence[Group]) -> list[Group]:
     return [replace(g, completions=g.completions[:count]) for g, count in pairs if count]
 
 
-def rehearsal(
-    policy: Policy, groups: Sequence[Group], sampling: Sampling, step: int
-) -> list[Group]:
+def rehearsal(policy: Policy, groups: Groups, sampling: Sampling, step: int) -> list[Group]:
     """Some tokens of some prompts, drawn once more; of a sampler elsewhere some that it drew."""
     prompts, members, tokens = REHEARSED
     chosen = groups[:prompts]
@@ -144,7 +143,7 @@ def rehearsal(
     return [replace(g, completions=c) for g, c in zip(chosen, drawn, strict=True)]
 
 
-def score(policy: Policy, groups: Sequence[Group], sampling: Sampling) -> Scored:
+def score(policy: Policy, groups: Groups, sampling: Sampling) -> Scored:
     """Log-probs of completions by library and trainer, without what was kept of their way."""
     rows = [
         Row(group.prompt, c.tokens, c.logprobs, 0.0, group=number)

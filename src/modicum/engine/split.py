@@ -20,7 +20,7 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
-from modicum.engine.base import Changed, Decoding, Engine, Prompt, Trunk
+from modicum.engine.base import Changed, Decoding, Engine, Prompts, Trunk
 from modicum.models.attention import Packed
 from modicum.models.cache import Cache, Static
 from modicum.models.decoder import Decoder
@@ -121,7 +121,7 @@ class SplitEngine(Engine):
         self.lowest = changed.lowest
 
     def decode(
-        self, prompts: Sequence[Prompt], group_size: int, max_tokens: int, keep: bool
+        self, prompts: Prompts, group_size: int, max_tokens: int, keep: bool
     ) -> "SplitDecoding":
         """Begin completions; trunks are kept where there is a layer below the trained ones."""
         return SplitDecoding(self, prompts, group_size, max_tokens, keep and self.lowest > 0)
@@ -181,12 +181,7 @@ class SplitDecoding(Decoding):
     """One token of every row at a time, with our own cache."""
 
     def __init__(
-        self,
-        engine: SplitEngine,
-        prompts: Sequence[Prompt],
-        group_size: int,
-        max_tokens: int,
-        keep: bool,
+        self, engine: SplitEngine, prompts: Prompts, group_size: int, max_tokens: int, keep: bool
     ) -> None:
         self.engine, decoder, device = engine, engine.decoder, engine.device
         lengths = [len(prompt) for prompt in prompts]

@@ -5,13 +5,8 @@ of a line: how straight it is, and the policy further along it, where nothing is
 
     theta_b + k (theta_b - theta_a)      theta the fp32 numbers that train, a < b two steps
 
-Step 0 is the base. Of every tensor, over step 0 and all checkpoints that are there:
-
-    R2               of the least-squares line of every entry against the step, all entries together
-    first direction  share of the largest squared singular value of the stacked changes since step 0
-
-Both come from the products of these changes, a small table. Of an adapter theta are its factors, so that
-their product leaves the line where k is large.
+docs/rivals.md says what of it is measured; that comes from the products of the changes since step 0, the
+base, a small table.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -93,8 +88,8 @@ def _restore_policy(session: Session, folder: Path, path: Path, state: dict[str,
         setattr(session.counters, entry.name, state[entry.name])
     session.policy.ledger = session.counters.ledger
     with _readable(folder, "the rounding"):
-        drawn = {name: int(step) for name, step in state["drawn"].items()}
-    session.optimization.load(tensors, state, folder, drawn)
+        state["drawn"] = {name: int(step) for name, step in state["drawn"].items()}
+    session.optimization.load(tensors, state, folder)
     if state["start"] != session.proof.at_start:
         raise UserError(
             f"checkpoint {folder}: what {session.config.update} makes of the base to begin with, and"

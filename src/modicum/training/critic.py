@@ -207,4 +207,4 @@ class Critic:
     def load(self, state: Mapping[str, Any], tensors: Mapping[str, Tensor], folder: object) -> None:
         """Set what these gave."""
         vars(self.counters).update({name: state[name] for name in vars(self.counters)})
-        self.steps.load(tensors, state, folder, state["drawn"])
+        self.steps.load(tensors, state, folder)

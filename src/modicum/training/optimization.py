@@ -1,16 +1,8 @@
 """The stepper of the package's own loop: it makes its optimizer, and can be saved.
 
 The optimizer sees the masters of what trains now, in groups of equal step size.
-
-How much of what the masters learnt has arrived in the model, whose weights are coarser.
-
-With the changes p of the weights and m of the masters since the start
-
-    arrived = sum(p m) / sum(m m)
-
-over a fixed sample of entries of what has an fp32 master now: 1 when all of it is there (on
-average, under stochastic rounding), 0 when all steps were rounded away. The start is the
-base; for a vector of entries it is where these began.
+How much of what they learnt has arrived in the model, whose weights are coarser, is sum(p m) / sum(m m)
+with the changes p of the weights and m of the masters, over a sample of entries (docs/precision.md).
 """
 
 from collections.abc import Mapping
@@ -199,18 +191,10 @@ class Optimization(Stepper):
         return {**told, "active": sorted(self.prepared.active), "drawn": self.masters.drawn}
 
     @torch.no_grad()
-    def load(
-        self,
-        tensors: Mapping[str, Tensor],
-        state: Mapping[str, Any],
-        folder: object,
-        drawn: Mapping[str, int],
-    ) -> None:
-        """Set what `tensors` and `state` gave; UserError when it does not fit.
-
-        `drawn` has the steps that masters were last rounded in; what is missing was rounded to
-        nearest."""
-        self.masters.drawn, active = dict(drawn), frozenset[str](state["active"])
+    def load(self, tensors: Mapping[str, Tensor], state: Mapping[str, Any], folder: object) -> None:
+        """Set what `tensors` and `state` gave; UserError when it does not fit. What has no step in
+        which it was `drawn` was rounded to nearest."""
+        self.masters.drawn, active = dict(state["drawn"]), frozenset[str](state["active"])
         if scale := state.get("scale"):  # of the loss, and how many steps it has been
             self.masters.scale.value, self.masters.scale.calm = scale
         parts: dict[str, dict[str, Tensor]] = {"value": {}, "entries": {}, "base": {}}

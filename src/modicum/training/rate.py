@@ -2,16 +2,10 @@
 
     rate = tried * sqrt(KL / KL of the step at the tried rate)
 
-The problems of a rollout are split in two halves. The gradient of one half makes first steps of the
-run's own optimizer, schedule and rounding, from weights that are put back afterwards; on the
-completions of the other half, which were drawn from the untrained policy p, the KL is read (and the
-other way round, and the mean of both counts),
-
-    KL(p || q) = mean over tokens of exp(d) - 1 - d,    d = log q - log p
-
-(k3 of http://joschu.net/blog/kl-approx.html, unbiased and never below 0). On the completions of the
-gradient itself it would be up to five times as large. Near such steps it grows with the square of
-the rate, so two or three steps are enough. docs/rates.md has what the rule was measured on.
+The gradient of one half of a rollout's problems makes first steps, the completions of the other half say
+the KL (k3 of http://joschu.net/blog/kl-approx.html, unbiased and never below 0). On the completions of the
+gradient itself it would be up to five times as large. docs/rates.md has the steps, and what the rule was
+measured on.
 """
 
 import math

@@ -55,17 +55,13 @@ class Prepared:
     adapter: Any = None  # the adapter that has wrapped layers, if the update is one
 
     def __init__(
-        self,
-        model: nn.Module,
-        trainable: Named,
-        schedule: Schedule | None = None,
-        rule: Rule | None = None,
+        self, model: nn.Module, trainable: Named, schedule: Schedule | None = None
     ) -> None:
         if not trainable:
             raise UserError("the update leaves nothing to train")
         self.model, self.trainable, self.swap = model, trainable, Swap(trainable)
         self.schedule = schedule or Schedule()
-        self.rule: Rule = rule or AdamWRule()
+        self.rule: Rule = AdamWRule()
         self.drawn = ""  # what the run's seed has drawn, where a selection leaves that to it
         self.told: list[str] = []  # what the optimizer has to say
         chosen = {id(p) for p in trainable.values()}
