@@ -148,13 +148,8 @@ def load(
     said, _ = config.get_config_dict(source.place, **source.arguments)
     composed = "text_config" in said
     logging.disable_progress_bar()  # one line of ours says what is loaded
-    if (
-        on_gpu := where.type == "cuda"
-    ):  # for `device.repeatable`, before the first product of matrices
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     rest = {
-        # Straight onto a GPU, and not into memory of the host first.
-        "device_map": {"": where} if on_gpu and not source.gguf and pack is None else None,
+        **(placed(where, source) | ({"device_map": None} if pack else {})),
         "dtype": DTYPES[dtype],
         "key_mapping": configs.TEXT_NAMES if composed else None,
         "use_safetensors": None if trust.pickled_weights or source.gguf else True,
@@ -191,6 +186,13 @@ def load(
         identity = replace(identity, hashes={**identity.hashes, **above})
     model.eval().to(where)
     return Loaded(model, tokenizer, ends, where, identity, notes)
+
+
+def placed(where: torch.device, source: Source) -> dict[str, Any]:
+    """What has the library read weights straight onto a GPU, and not into memory of the host first."""
+    if where.type == "cuda":  # for `device.repeatable`, before the first product of matrices
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    return {"device_map": {"": where}} if where.type == "cuda" and not source.gguf else {}
 
 
 @contextmanager
