@@ -120,9 +120,7 @@ class SplitEngine(Engine):
         """What lies below the lowest trained layer is the trunk from now on."""
         self.lowest = changed.lowest
 
-    def decode(
-        self, prompts: Prompts, group_size: int, max_tokens: int, keep: bool
-    ) -> "SplitDecoding":
+    def decode(self, prompts: Prompts, group_size: int, max_tokens: int, keep: bool) -> Decoding:
         """Begin completions; trunks are kept where there is a layer below the trained ones."""
         return SplitDecoding(self, prompts, group_size, max_tokens, keep and self.lowest > 0)
 

@@ -28,8 +28,6 @@ from modicum.types import FolderError, RunInterrupted, UserError
 POLL_SECONDS, LOOK_SECONDS = 0.25, 2.0  # between looks at our own cells, and at those of others
 WRITING_SECONDS = 60.0  # for which another process may write what is of the whole study
 
-Ended = Callable[[Cell], None]
-
 
 class StudyObserver:
     """Is told what happens during a study or a scan; this one does nothing with it."""
@@ -114,7 +112,7 @@ class Bench:
 class Queue:
     """Cells on their way: they wait, for a place or for another process, run, and end."""
 
-    def __init__(self, bench: Bench, cells: Sequence[Cell], ended: Ended) -> None:
+    def __init__(self, bench: Bench, cells: Sequence[Cell], ended: Callable[[Cell], None]) -> None:
         self.bench, self.launcher, self.ended = bench, bench.launcher, ended
         self.waiting, self.running = list(cells), list[Handle]()
         self.again = set[tuple[Path, str]]()  # which ended before their time, and how far they were

@@ -19,6 +19,7 @@ from modicum.naming import run_folder
 from modicum.parts import RunParts
 from modicum.plan import sizes
 from modicum.rewards import StepExtras
+from modicum.runs import Run
 from modicum.stopping import AT_THE_ENDS, split_within
 from modicum.tasks.prompts import encode
 from modicum.training import metrics as log
@@ -124,7 +125,7 @@ def train(
 
 def _train(
     session: Session,
-    run: runs.Run,
+    run: Run,
     first: int,
     observer: Observer,
     base: Evaluation | None,
@@ -176,12 +177,7 @@ def _train(
 
 
 def _evaluate(
-    session: Session,
-    run: runs.Run,
-    observer: Observer,
-    name: str,
-    step: int,
-    known: Evaluation | None,
+    session: Session, run: Run, observer: Observer, name: str, step: int, known: Evaluation | None
 ) -> dict[str, Any]:
     """Evaluate the current policy, unless the result is known, and log it."""
     config = session.config
@@ -215,7 +211,7 @@ def _evaluate(
 
 
 def run_step(
-    session: Session, run: runs.Run, step: int, observer: Observer | None = None
+    session: Session, run: Run, step: int, observer: Observer | None = None
 ) -> dict[str, float]:
     """One rollout and its optimizer steps; returns and logs the metrics."""
     probed = probe_set(session, step)
@@ -288,7 +284,7 @@ def _look(session: Session, observer: Observer) -> None:
         counters.checked_first = True
 
 
-def _evaluate_within(session: Session, run: runs.Run, observer: Observer, done: int) -> None:
+def _evaluate_within(session: Session, run: Run, observer: Observer, done: int) -> None:
     every = session.config.evaluation.eval_every
     if every and done and done % every == 0 and not session.ended(done):
         _evaluate(session, run, observer, f"step {done}", done - 1, None)
