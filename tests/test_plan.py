@@ -123,7 +123,7 @@ def test_the_command_gives_json_and_a_table(capsys: pytest.CaptureFixture[str]) 
     assert found["fits"] is True and found["parameters"] == 997_760
     assert found["memory"]["phases"][found["memory"]["peak_phase"]]
     assert found["flops"]["total"] == found["flops"]["sampling"] + found["flops"]["training"]
-    assert any("one of 2" in text for text in found["assumptions"])
+    assert any("one GPU of 2" in text for text in found["assumptions"])
     args = ["plan", "--hardware", "1GB", "--updates", "last(1); bitfit", "--markdown", *SHORT]
     assert cli.run(args) == 0
     lines = capsys.readouterr().out.splitlines()

@@ -281,23 +281,8 @@ def _of_groups(batch: Batch) -> Iterator[tuple[int, Batch]]:
         yield number, replace(batch, rows=tuple(r for r in batch.rows if r.group == number))
 
 
-def rate_at(session: Session) -> float:
-    """The rate of the next update, by its number; rollouts without a signal have numbers too."""
-    settings, counters = session.config.optimizer, session.counters
-    each = session.config.batch.updates_per_rollout
-    index, total = counters.rollouts * each + counters.updates, session.config.steps * each
-    if index < settings.warmup_steps:
-        return session.learning_rate * (index + 1) / settings.warmup_steps
-    if settings.schedule == "constant":
-        return session.learning_rate
-    left = (total - index) / max(1, total - settings.warmup_steps)
-    if session.config.budget.budget:
-        left = min(left, 1 - session.progress(0))
-    return session.learning_rate * left
-
-
 def optimizer_step(session: Session, loss: float, has_signal: bool = True) -> float:
     """Clip and step (`Optimization.step`); returns the norm of the gradient before clipping."""
-    rate = rate_at(session)
+    rate = session.present_rate
     session.counters.updates += 1
     return session.optimization.step(loss, rate, has_signal)
