@@ -127,8 +127,7 @@ def tune(bench: Bench) -> dict[str, Choice]:
         for arm in tuned:
             rounds[arm.name].append([_tried(bench, entry) for entry in tries[arm.name]])
     found = {a.name: choose(study, defaults[a.name], rounds[a.name]) for a in tuned}
-    control = found[study.control]
-    found |= {a.name: Choice(control.learning_rate) for a in bench.arms if a.placebo}
+    found |= {a.name: Choice(found[study.control].learning_rate) for a in bench.arms if a.placebo}
     Run(bench.folder).write("tuning.json", {name: asdict(one) for name, one in found.items()})
     return found
 

@@ -38,9 +38,7 @@ def figure(rows: Sequence[RunRow]) -> document.Figure | None:
         if (base := row.result.base) is not None:
             bases.setdefault(repr(base), (f"base of {row.label}", base))
     found = [("base" if len(bases) == 1 else name, MUTED, base) for name, base in bases.values()]
-    for row in rows:
-        if (score := row.result.trained) is not None:
-            found.append((row.label, style.series(row.colour)[0], score))
+    found += [(r.label, style.series(r.colour)[0], s) for r in rows if (s := r.result.trained)]
     texts = ", ".join(f"{label} {percent(score.accuracy)} %" for label, _, score in found)
     return document.figure("accuracy", partial(_bars, found), texts=texts) if found else None
 
