@@ -95,11 +95,9 @@ def rows(analysis: Analysis) -> Rows:
     """Name -> accuracy by level: the base, then the arms as the forest plot has them."""
     arms = [arm for arm in ranked(analysis) if arm.difficulty]
     base = {lv.level: lv.base for a in arms for lv in a.difficulty if lv.base is not None}
-    found = [("base", base)] if base else []
-    for a in arms:
-        known = {lv.level: lv.accuracy for lv in a.difficulty if lv.accuracy is not None}
-        found.append((a.name, known))
-    return found
+    scores = [{v.level: v.accuracy for v in a.difficulty if v.accuracy is not None} for a in arms]
+    found = zip([arm.name for arm in arms], scores, strict=True)
+    return [*([("base", base)] if base else []), *found]
 
 
 def by_difficulty(

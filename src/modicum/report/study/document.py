@@ -120,18 +120,16 @@ def costs_table(analysis: Analysis) -> Table:
     return _of_arms("What the arms cost", "cost.txt", COST, analysis, plain=True)
 
 
-def _of_arms(
-    title: str, template: str, keys: Sequence[str], analysis: Analysis, **options: bool
-) -> Table:
+def _of_arms(title: str, text: str, keys: Sequence[str], analysis: Analysis, **how: bool) -> Table:
     arms = ranked(analysis)
     lines = [[arm_cell(analysis, arm)] for arm in arms]
-    columns = doc.measured(template, arms, analysis=analysis)
+    columns = doc.measured(text, arms, analysis=analysis)
     for key, (_, texts) in zip(keys, columns, strict=True):
-        for line, arm, text in zip(lines, arms, texts, strict=True):
+        for line, arm, shown in zip(lines, arms, texts, strict=True):
             found = attrgetter(key)(arm) if key else None
             value = len(found) if isinstance(found, Mapping) else getattr(found, "mean", found)
-            line.append(TableCell(text, value))
-    return doc.table(title, ("arm", *(head for head, _ in columns)), lines, **options)
+            line.append(TableCell(shown, value))
+    return doc.table(title, ("arm", *(head for head, _ in columns)), lines, **how)
 
 
 def tests_table(analysis: Analysis) -> Table | None:
