@@ -123,10 +123,10 @@ class Optimization(Stepper):
 
     def overflowed(self, loss: float) -> bool:
         """Whether a gradient in fp16 is not finite and the loss has a smaller scale now."""
-        scale, gradients = self.masters.scale, self.gradients()
-        if not (scale.on and gradients and abs(loss) < float("inf")):
-            return False
-        return not self.masters.norms(gradients)[1] < float("inf") and scale.fall()
+        scale = self.masters.scale
+        gradients = self.gradients() if scale.on and abs(loss) < float("inf") else {}
+        finite = not gradients or self.masters.norms(gradients)[1] < float("inf")
+        return not finite and scale.fall()
 
     def state_bytes(self) -> int:
         """Bytes of the optimizer's state where the model is, step counters left out."""
