@@ -231,12 +231,11 @@ def test_pieces_are_refused_where_whole_tensors_are_needed(two: Crew, run: Train
         assert "zero has masters in pieces, and this update looks at whole" in answer["error"]
 
 
-def test_a_team_answers_alike_everywhere(two: Crew) -> None:
-    first, second = (answer["found"] for answer in two.ask("asked", device="cpu"))
-    assert (first.pop("team"), second.pop("team")) == (
-        ["ddp", 0, 2, True, "cpu"],
-        ["ddp", 1, 2, False, "cpu"],
-    )
+@pytest.mark.parametrize("name", sorted(PARALLEL.keys() - {"none"}))
+def test_a_team_answers_alike_everywhere(name: str, two: Crew) -> None:
+    first, second = (answer["found"] for answer in two.ask("asked", name=name))
+    assert first.pop("team") == [name, 0, 2, True, "cpu"]
+    assert second.pop("team") == [name, 1, 2, False, "cpu"]
     assert math.isnan(first["lines"][0].pop("nan")) and second["lines"][0].pop("nan")
     assert first == second
     assert first["lines"] == [{"rank": 1, "text": "ä\ud800"}]
