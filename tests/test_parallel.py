@@ -72,11 +72,11 @@ class Crew:
         """The next line of every process."""
         return [json.loads(process.stdout.readline()) for process in self.processes]  # type: ignore[union-attr]
 
-    def ask(self, name: str, **given: Any) -> list[Any]:
+    def ask(self, job: str, **given: Any) -> list[Any]:
         """What every process answers to a job: {"found": ...} or {"error": ...}."""
         for process in self.processes:
             assert process.stdin is not None
-            process.stdin.write(json.dumps([name, given]) + "\n")
+            process.stdin.write(json.dumps([job, given]) + "\n")
             process.stdin.flush()
         return self.hear()
 
