@@ -1,6 +1,6 @@
 # make demo    set up, train the shipped base three ways, write runs/demo/report.html
 # make test    set up, run the default test suite
-# make bench   compare with TRL, step about (44 minutes on 2 cores)
+# make bench   compare with TRL, step about (33 minutes on 2 cores)
 # make bench-layers   what a partial update costs (9 minutes)
 # make bench-plan   planned memory beside measured peaks (about half an hour)
 # make check   format, lint, types, test: what CI runs

@@ -218,10 +218,11 @@ def test_every_update_trains_in_pieces_or_is_refused(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("parallel", ["auto", "zero"])
-def test_bf16_weights_are_rounded_alike(
-    parallel: str, two: Crew, run: TrainConfig, tmp_path: Path
+@pytest.mark.parametrize("dtype", ["bf16", "fp16"])
+def test_coarse_weights_are_rounded_alike(
+    parallel: str, dtype: Any, two: Crew, run: TrainConfig, tmp_path: Path
 ) -> None:
-    compute = replace(run.compute, parallel=parallel, dtype="bf16")
+    compute = replace(run.compute, parallel=parallel, dtype=dtype)
     as_one(two, replace(run, compute=compute, steps=2), tmp_path, 2e-5)
 
 

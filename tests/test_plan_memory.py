@@ -19,6 +19,7 @@ from conftest import random_model
 from helpers import ENDED
 from modicum.config import Compute, Held, Optimizer, Records, Sampling, Steps, TrainConfig, to_toml
 from modicum.engine import logprobs
+from modicum.models.attention import Packed, ScoreRule
 from modicum.models.load import TINY
 from modicum.plan import fit, hardware
 from modicum.plan.fit import check
@@ -101,6 +102,25 @@ def test_a_model_without_data_keeps_what_autograd_keeps() -> None:
     # layer's gradient) and the output; in between x, the first result and ReLU's.
     assert sum(fullest(peaks(live))["forward"].values()) == 3 * 5 * 8 * 4
     assert out.shape == (5, 8)
+
+
+def test_attention_of_a_gpu_keeps_no_padding() -> None:
+    """Prompts of 4 and 2 tokens, rows of 3 and 5 on the first and the second: 14 queries, 20 keys."""
+
+    def made(varlen: bool) -> int:
+        live, size = Live(varlen), {"dtype": torch.bfloat16, "device": "meta"}
+        plan = Packed([4, 2], [0, 1], [3, 5], torch.device("cpu"))
+        with live, live.phase("attention"):
+            q, k, v = (torch.empty(14, n, 8, **size).requires_grad_() for n in (4, 2, 2))
+            with live.category("made"):
+                out = plan.attend(0, q, k, v, ScoreRule(1.0, None, None))
+            out.sum().backward()
+        assert q.grad is not None and q.grad.shape == q.shape
+        return fullest(peaks(live))["attention"]["made"]
+
+    # Keys and values of 2 heads, the output of 4, and in fp32 a number for each of its queries.
+    assert made(True) == 2 * 8 * (2 * 20 * 2 + 14 * 4) + 4 * 14 * 4
+    assert made(False) > made(True)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

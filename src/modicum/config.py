@@ -148,10 +148,10 @@ class Compute(Settings):
 
     device: str = digits("auto")
     """cpu, cuda, cuda:0, ...; auto takes a GPU if there is one."""
-    dtype: Literal["fp32", "bf16"] = fixed("fp32")
+    dtype: Literal["fp32", "bf16", "fp16"] = fixed("fp32")
     """Precision of the forward and backward pass; what trains has fp32 masters."""
     rounding: Literal["stochastic", "nearest"] = fixed("stochastic")
-    """How masters become bf16 weights: up or down by chance, right on average, or to nearest."""
+    """How masters become weights of 16 bits: up or down by chance, right on average, or to nearest."""
     engine: Literal["auto", "split", "library"] = digits("auto")
     """How the model is run: in stretches of layers, or by the library's whole forward."""
     sampler: str = fixed("local")

@@ -22,7 +22,7 @@ from modicum.updates.base import Prepared, Swap
 
 EXACT = 1e-4  # most that two fp32 computations differ, in nats over 1 - p
 ROUNDING = 4.0  # times the model's own
-UNKNOWN = 0.25  # that of a model in bf16 which was not measured
+UNKNOWN = {"bf16": 0.25, "fp16": 0.03}  # that of a model which was not measured
 PRIOR = 4.0  # doubt (1 - p, summed over tokens) that a measurement needs to count half
 CUT = 0.1  # of the tokens, and one, that rounding may move by much: at a cut, in a wild policy
 FIRST = 5  # steps that are all checked
@@ -41,7 +41,8 @@ class Agreement:
         self.sharp = 1 / min(1.0, sampling.temperature or 1.0)
         """What the temperature makes of a rounding of logits."""
         self.cuts = sampling.top_p < 1 or sampling.top_k > 0
-        self.own = (UNKNOWN if self.low else EXACT / ROUNDING) * self.sharp
+        self.unknown = UNKNOWN.get(dtype, EXACT / ROUNDING) * self.sharp
+        self.own = self.unknown
         self.noise, self.room = 0.0, self.own
         """Rounding of this model: mean over 1 - p, root mean square in nats; what may be, of which
         little was seen."""
@@ -167,7 +168,7 @@ class Agreement:
         apart_N, doubted = rounded_N - exact_N, slopes.doubt(exact_N)
         now = [float(np.abs(apart_N).sum()), doubted, float(apart_N @ apart_N), len(apart_N)]
         self.seen = [old * FADE + new for old, new in zip(self.seen, now, strict=True)]
-        prior = UNKNOWN * self.sharp * PRIOR
+        prior = self.unknown * PRIOR
         self.own = self.seen[0] / self.seen[1]
         self.room = max((prior + of[0]) / (PRIOR + of[1]) for of in (self.seen, now))
         self.noise = max(of[2] / of[3] for of in (self.seen, now)) ** 0.5

@@ -127,8 +127,9 @@ def forward_backward(
     sums: Sums | None,
     reference_N: Tensor | None = None,
     heard: list[Heard] | None = None,
+    scale: float = 1.0,
 ) -> Tensor | None:
-    """Add the gradient of the rows' loss to every `grad` of what trains.
+    """Add the gradient of the rows' loss, times `scale`, to every `grad` of what trains.
 
     `counts` are those of the whole batch. What is summed over tokens for the log is added to
     `sums`, if it is given (those of `Objective.token_loss`, `loss`, `tokens` and `entropy`), where
@@ -159,7 +160,7 @@ def forward_backward(
         value, found = objective.loss(policy_N, tokens.part(where), entropy_N)
         for key, amount in (found | {"loss": value.detach()}).items():
             add(key, amount)
-        return value
+        return value * scale
 
     ends = list(accumulate(len(row.tokens) for row in rows)) if objective.whole_rows else None
     hidden_NH = scorer.hidden(pack, trunk)

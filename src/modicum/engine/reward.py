@@ -32,7 +32,7 @@ from modicum.updates.base import Prepared
 PREFIX, HEAD = "base_model.model.", "base_model.model.score.weight"  # PEFT's names in its files
 MORE = ("rank_pattern", "alpha_pattern", "use_dora", "use_rslora", "target_parameters")
 EVERY = 50  # calls between looks at the witnesses
-CLOSE = {torch.float32: 0.01, torch.bfloat16: 0.2}  # to a witness
+CLOSE = {torch.float32: 0.01, torch.bfloat16: 0.2, torch.float16: 0.05}  # to a witness
 Tokens = tuple[int, ...]
 Score = Callable[[Tokens, Sequence[Tokens]], Tensor]
 

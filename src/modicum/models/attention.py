@@ -171,7 +171,7 @@ class Packed:
         head = q_NHD.shape[-1]
         if self.store is None and flash.fits(q_NHD.device, q_NHD.dtype, head, rule.softcap):
             if self._keys is None:
-                self._keys = flash.keys_of(*self.lengths, q_NHD.device)
+                self._keys = flash.keys_of(*self.lengths, self.where_N.device)
             return flash.attend(self._keys, q_NHD, k_NKD, v_NKD, rule.scaling, rule.window)
         if not self.tight:
             q_NHD, k_NKD, v_NKD = (

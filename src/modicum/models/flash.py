@@ -34,9 +34,13 @@ def varlen() -> Any:
 
 def fits(device: torch.device, dtype: torch.dtype, head: int, softcap: float | None) -> bool:
     """Whether there is such a kernel for heads of this size, scores with or without a cap."""
-    right = device.type == "cuda" and dtype in LOW and softcap is None and varlen() is not None
-    sized = head % 8 == 0 and head <= LARGEST_HEAD
-    return right and sized and torch.cuda.get_device_capability(device) >= OLDEST
+    there = device.type == "cuda" and suits(dtype, head, softcap) and varlen() is not None
+    return there and torch.cuda.get_device_capability(device) >= OLDEST
+
+
+def suits(dtype: torch.dtype, head: int, softcap: float | None) -> bool:
+    """Whether its kernel is for such heads."""
+    return dtype in LOW and softcap is None and head % 8 == 0 and head <= LARGEST_HEAD
 
 
 def keys_of(prompts: Sequence[int], of: Sequence[int], rows: Sequence[int], device: Any) -> Keys:

@@ -26,7 +26,7 @@ from modicum.types import UserError
 TINY = Path(__file__).parent / "tiny"
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+", re.ASCII)
 OWN_FOLDERS = ("models/", "runs/")  # where our own commands put things; nobody there is called so
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @dataclass(frozen=True)

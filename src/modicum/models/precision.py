@@ -1,7 +1,7 @@
 """fp32 masters for what trains, and a warning when steps are too small to be stored.
 
 Gradients are summed in the master, the optimizer moves it, and its rounded value is written back
-(`rounding.rounded`). Where only some entries of a tensor train, it is the vector of their differences
+(`rounding.rounded`). In fp16 the loss is multiplied by a `LossScale` before. Where only some entries of a tensor train, it is the vector of their differences
 from the start. docs/precision.md
 """
 
@@ -14,11 +14,47 @@ from torch import Tensor, nn
 from modicum.models.rounding import Key, key_of, rounded
 
 
+class LossScale:
+    """What the loss is multiplied by before backward, so that small gradients in fp16 are not 0.
+
+    Halved where a gradient overflows, doubled after 2,000 steps without (Micikevicius et al. 2018,
+    arXiv 1710.03740; the constants of torch.amp.GradScaler). Off, it is 1 for good.
+    """
+
+    START, PATIENCE, LEAST = 2.0**16, 2000, 1.0
+
+    def __init__(self, on: bool = False) -> None:
+        self.on, self.value, self.calm = on, self.START if on else 1.0, 0
+
+    @classmethod
+    def of(cls, model: nn.Module) -> "LossScale":
+        """On where some of a model is in fp16."""
+        return cls(any(p.dtype == torch.float16 for p in model.parameters()))
+
+    def fall(self) -> bool:
+        """Whether a gradient that is not finite can be tried again at half the scale, which it has then."""
+        if not self.on or self.value <= self.LEAST:
+            return False
+        self.value, self.calm = self.value / 2, 0
+        return True
+
+    def stepped(self) -> None:
+        """A step was taken."""
+        self.calm += self.on
+        if self.calm == self.PATIENCE:
+            self.value, self.calm = self.value * 2, 0
+
+
+UNSCALED = LossScale()
+
+
 class Master:
     """What the optimizer holds of one parameter: the parameter itself, or its fp32 copy."""
 
-    def __init__(self, parameter: nn.Parameter, tensor: Tensor) -> None:
-        self.parameter = parameter
+    def __init__(
+        self, parameter: nn.Parameter, tensor: Tensor, scale: LossScale = UNSCALED
+    ) -> None:
+        self.parameter, self.scale = parameter, scale
         self.tensor = tensor  # the numbers that move
         self.leaf = tensor  # the tensor of the optimizer that holds them
 
@@ -31,6 +67,8 @@ class Master:
         if self.tensor is self.parameter or self.parameter.grad is None:
             return
         gradient = self.seen(self.parameter.grad)
+        if self.scale.on:
+            gradient = gradient.float() / self.scale.value
         if self.tensor.grad is None:
             self.tensor.grad = gradient.float()
         else:
@@ -61,10 +99,12 @@ class Master:
 class SparseMaster(Master):
     """Some entries train: a vector of differences from `origin`, at flat indices `entries`."""
 
-    def __init__(self, parameter: nn.Parameter, entries: Tensor) -> None:
+    def __init__(
+        self, parameter: nn.Parameter, entries: Tensor, scale: LossScale = UNSCALED
+    ) -> None:
         self.entries = entries
         self.origin = self.seen(parameter.detach()).float()
-        super().__init__(parameter, torch.zeros_like(self.origin).requires_grad_())
+        super().__init__(parameter, torch.zeros_like(self.origin).requires_grad_(), scale)
         self.hook: Any = None
         if parameter.requires_grad:
             self.hook = parameter.register_post_accumulate_grad_hook(lambda _: self.collect())
@@ -104,8 +144,9 @@ class Masters:
         entries: Mapping[str, Tensor] | None = None,
         seed: int = 0,
         stochastic: bool = False,
+        scale: LossScale = UNSCALED,
     ) -> None:
-        self.seed, self.stochastic = seed, stochastic
+        self.seed, self.stochastic, self.scale = seed, stochastic, scale
         self.held: dict[str, Master] = {}
         self.drawn: dict[str, int] = {}
         """The optimizer step of the noise that a tensor was last rounded by, also of one whose
@@ -121,11 +162,12 @@ class Masters:
     def add(self, name: str, parameter: nn.Parameter, entries: Tensor | None = None) -> None:
         """Make the master of one more parameter, or of some of its entries."""
         if entries is None:
-            fine = parameter.dtype == torch.float32
-            tensor = parameter if fine else parameter.detach().float().requires_grad_()
-            self.held[name] = Master(parameter, tensor)
+            # Under a scale gradients are divided as they are collected, those of fp32 tensors too.
+            own = parameter.dtype == torch.float32 and not self.scale.on
+            tensor = parameter if own else parameter.detach().to(torch.float32, copy=True)
+            self.held[name] = Master(parameter, tensor.requires_grad_(), self.scale)
         else:
-            self.held[name] = SparseMaster(parameter, entries)
+            self.held[name] = SparseMaster(parameter, entries, self.scale)
 
     def drop(self, names: Iterable[str]) -> None:
         """Forget masters; the rounded values stay in the model."""

@@ -1,6 +1,6 @@
-"""fp32 numbers in a coarser dtype: to nearest, or in bf16 up or down by chance.
+"""fp32 numbers in a coarser dtype of 16 bits: to nearest, or up or down by chance.
 
-A value v between its neighbours a < v < b in bf16 becomes b with the chance (v - a) / (b - a) and
+A value v between its neighbours a < v < b there becomes b with the chance (v - a) / (b - a) and
 else a (Gupta et al. 2015, arXiv 1502.02551; Croci et al. 2022, doi 10.1098/rsos.211631). The noise
 has 16 bits and is a hash of a key and of the entry's flat index; two neighbours share 32 bits of one.
 """
@@ -30,9 +30,9 @@ def key_of(seed: int, step: int, name: str) -> Key:
 def rounded(
     values: Tensor, dtype: torch.dtype, key: Key | None, index: Tensor | None = None
 ) -> Tensor:
-    """fp32 values in `dtype`: to nearest without a key, in bf16 up or down by the key's noise.
+    """fp32 values in `dtype`: to nearest without a key, of 16 bits up or down by the key's noise.
     `index` has the flat index of every value in its tensor; None: they are the whole tensor."""
-    if key is None or dtype != torch.bfloat16:
+    if key is None or dtype.itemsize != 2:
         return values.to(dtype)
     flat, largest = values.reshape(-1), torch.finfo(dtype).max
     found, size = torch.empty_like(flat, dtype=dtype), CHUNK.get(flat.device.type, CHUNK_ELSEWHERE)
@@ -42,9 +42,13 @@ def rounded(
             noise = noise_from(key, start, len(part), flat.device)
         else:
             noise = noise_at(key, index.reshape(-1)[start : start + size])
-        # It is added below the mantissa, and what is there is cut off.
-        bits = torch.add(part.view(torch.int32), noise).add_(HALF).bitwise_right_shift_(16)
-        drawn.copy_(bits.to(torch.int16).view(dtype))
+        if dtype == torch.bfloat16:  # added below the mantissa, and what is there is cut off
+            bits = torch.add(part.view(torch.int32), noise).add_(HALF).bitwise_right_shift_(16)
+            drawn.copy_(bits.to(torch.int16).view(dtype))
+        else:
+            near, far = (side.float() for side in neighbours(part, dtype))
+            share = (part - near) / (far - near)  # nan where fp16 has the value itself
+            drawn.copy_(torch.where(share * 2 * HALF >= HALF - noise.float(), far, near))
         if _odd(part, largest):
             drawn.copy_(torch.where(part.abs() <= largest, drawn, part.to(dtype)))
     return found.view(values.shape)

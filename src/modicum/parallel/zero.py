@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.tensor import DTensor, Partial, Shard, distribute_tensor
 
-from modicum.models.precision import Master, Masters
+from modicum.models.precision import LossScale, Master, Masters
 from modicum.parallel.ddp import Ddp, together
 from modicum.types import UserError
 from modicum.updates.base import Prepared
@@ -31,9 +31,9 @@ def here(tensor: Any) -> Any:
 class Piece(Master):
     """Rows of an fp32 copy. Its gradient is a whole one, of which the others have a part each."""
 
-    def __init__(self, parameter: nn.Parameter, team: "Zero") -> None:
+    def __init__(self, parameter: nn.Parameter, team: "Zero", scale: LossScale) -> None:
         self.team = team
-        super().__init__(parameter, self.cut(parameter.detach().float()).requires_grad_())
+        super().__init__(parameter, self.cut(parameter.detach().float()).requires_grad_(), scale)
 
     def cut(self, tensor: Tensor) -> Tensor:
         return distribute_tensor(tensor, self.team.mesh, ROWS, src_data_rank=None)
@@ -41,6 +41,7 @@ class Piece(Master):
     def collect(self) -> None:
         if (gradient := self.parameter.grad) is None:
             return
+        gradient = gradient.float() / self.scale.value if self.scale.on else gradient
         if self.tensor.grad is None:
             self.tensor.grad = self.team.part(gradient.float())
         else:
@@ -68,7 +69,7 @@ class Pieces(Masters):
         super().__init__(*given)
 
     def add(self, name: str, parameter: nn.Parameter, entries: Tensor | None = None) -> None:
-        self.held[name] = Piece(parameter, self.team)
+        self.held[name] = Piece(parameter, self.team, self.scale)
 
     def norms(self, gradients: Mapping[str, Tensor]) -> tuple[Tensor, float]:
         squares = torch.stack(torch._foreach_norm([here(g) for g in gradients.values()])).square()

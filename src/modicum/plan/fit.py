@@ -29,12 +29,13 @@ def advice(
 ) -> str:
     """The options of the largest batches that fit, in one line, and what they come to.
 
-    Where none fit, in bf16, and then with as many of the last layers as fit (docs/engine.md).
+    Where none fit, in 16 bits, and then with as many of the last layers as fit (docs/engine.md).
     """
     assert machine.memory is not None
     room = room_of(machine)
     fixed = parts is not None and parts.update is not None
-    dtype = {"dtype": "bf16"} if config.compute.dtype == "fp32" else {}
+    low = {"dtype": "bf16" if machine.bf16 else "fp16"}
+    dtype = low if config.compute.dtype == "fp32" else {}
 
     @cache
     def sized(last: int = 0, **more: str) -> tuple[str, float]:

@@ -21,7 +21,7 @@ GIB = 2**30
 
 @dataclass(frozen=True)
 class DeviceRates:
-    """What a device can do: FLOP/s in bf16 and fp32, bytes read a second; and who says so."""
+    """What a device can do: FLOP/s in 16 bits and fp32, bytes read a second; and who says so."""
 
     bf16: float
     fp32: float
@@ -30,7 +30,7 @@ class DeviceRates:
 
     def flops(self, dtype: str) -> float:
         """FLOP/s in `dtype`."""
-        return self.bf16 if dtype == "bf16" else self.fp32
+        return self.fp32 if dtype == "fp32" else self.bf16
 
 
 @dataclass(frozen=True)

@@ -17,10 +17,13 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 
+from modicum.models import flash
 from modicum.plan.heap import Heap
 
 META = torch.device("meta")
 TORCH_ATTENTION = F.scaled_dot_product_attention
+FLASH: Any = flash
+OF_GPUS = flash.varlen, flash.fits
 # Which pass through the layers, and which of them (`plan.thin`); None: before the first, (): after.
 Place = tuple[int, tuple[Any, ...] | None]
 
@@ -46,11 +49,35 @@ def _attention(q: Tensor, *rest: Any, attn_mask: Tensor | None = None, **named: 
     return kernel(q, *rest[:2], 0.0, attn_mask=attn_mask, **named)[0]
 
 
-class Live(TorchDispatchMode):
-    """A context that records when storages are made and dropped, in which phase, as what."""
+class _Varlen(torch.autograd.Function):
+    """What a GPU's attention of sequences end to end makes and keeps for backward."""
 
-    def __init__(self) -> None:
+    @staticmethod
+    def forward(ctx: Any, q_NHD: Tensor, *others: Tensor) -> Tensor:
+        out_NHD = torch.empty_like(q_NHD)
+        scores_HN = q_NHD.new_empty(q_NHD.shape[1::-1], dtype=torch.float32)
+        ctx.save_for_backward(q_NHD, *others, out_NHD, scores_HN)
+        return out_NHD
+
+    @staticmethod
+    def backward(ctx: Any, *_: Any) -> tuple[Tensor, ...]:
+        return tuple(map(torch.empty_like, ctx.saved_tensors[:3]))
+
+
+def _varlen(q: Tensor, k: Tensor, v: Tensor, *_: Any, enable_gqa: bool, **__: Any) -> Any:
+    return _Varlen.apply(q, k, v)
+
+
+class Live(TorchDispatchMode):
+    """A context that records when storages are made and dropped, in which phase, as what.
+
+    With `varlen` attention in training is that of a GPU from compute capability 8.0, where it is for
+    such heads (`models.flash`).
+    """
+
+    def __init__(self, varlen: bool = False) -> None:
         super().__init__()
+        self.varlen = varlen
         self.events: list[Event] = []
         self.categories: list[str] = []  # of every storage, by its number
         # By storage: its number and size, and what tells when it is dropped.
@@ -63,11 +90,14 @@ class Live(TorchDispatchMode):
 
     def __enter__(self) -> Any:
         F.scaled_dot_product_attention = _attention
+        if self.varlen:
+            FLASH.varlen, FLASH.fits = (lambda: _varlen), (lambda _, *heads: flash.suits(*heads))
         return super().__enter__()
 
     def __exit__(self, exc_type: Any, exc_val: Any, exc_tb: Any) -> None:
         super().__exit__(exc_type, exc_val, exc_tb)
         F.scaled_dot_product_attention = TORCH_ATTENTION
+        FLASH.varlen, FLASH.fits = OF_GPUS
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}

@@ -187,7 +187,7 @@ def _of_set(
         lasting = {part: most["training"].get(part, 0) for part in LASTING}
         found["critic"] = {**lasting, "activations": passing}
     libraries = LIBRARIES[device] + (TOKENIZER * vocabulary if device == "cpu" else 0)
-    if device == "cpu" and config.compute.dtype == "bf16":
+    if device == "cpu" and config.compute.dtype != "fp32":
         libraries += BF16_KERNELS
     batch = config.batch
     several = batch.micro_batch < batch.prompts_per_step * batch.group_size

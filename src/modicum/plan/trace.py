@@ -48,7 +48,7 @@ class Trace:
         self, prepared: Prepared, config: TrainConfig, lengths: Lengths, on: str, goal: Objective
     ) -> None:
         self.prepared, self.config, self.lengths = prepared, config, lengths
-        self.live, self.hooks = Live(), list[Any]()
+        self.live, self.hooks = Live(varlen=on == "cuda"), list[Any]()
         # Room for later tokens that is never written to is not resident on a CPU.
         self.on_host = on == "cpu"
         self.room = lengths.longest if self.on_host else config.sampling.max_tokens
@@ -69,7 +69,7 @@ class Trace:
             there = {id(p) for p in self.prepared.model.parameters()}
             self.active = {n: p for n, p in self.active.items() if id(p) in there}
             lowest = lowest if lowest < 0 else sum(n < lowest for n in layers)
-        with Live():  # a library's forward is tried out
+        with Live(self.live.varlen):  # a library's forward is tried out
             kind = (compute.engine, compute.checkpointing)
             self.engine: Engine = make(self.prepared.model, CPU, lowest, *kind)
         self.engine.device, self.engine.on_cuda = CPU, not self.on_host  # indices are on the CPU

@@ -91,7 +91,8 @@ def _restore_policy(session: Session, folder: Path, path: Path, state: dict[str,
     session.policy.ledger = session.counters.ledger
     with _readable(folder, "the rounding"):
         drawn = {name: int(step) for name, step in state["drawn"].items()}
-    session.optimization.load(tensors, frozenset(state["active"]), folder, drawn)
+    scale = state.get("scale")
+    session.optimization.load(tensors, frozenset(state["active"]), folder, drawn, scale)
     if state["start"] != session.proof.at_start:
         raise UserError(
             f"checkpoint {folder}: what {session.config.update} makes of the base to begin with, and"

@@ -190,7 +190,7 @@ class Critic:
         held, returns = zip(*fitted, strict=True)
         returns_N = torch.cat(returns).float().to(self.scorer.device)
         loss = (self.values(held) - returns_N).square().sum() / 2 / count
-        loss.backward()
+        (loss * self.steps.masters.scale.value).backward()
         self.steps.masters.collect()
         return float(loss.detach())
 
@@ -210,5 +210,6 @@ class Critic:
     def load(self, state: Mapping[str, Any], tensors: Mapping[str, Tensor], folder: object) -> None:
         """Set what these gave."""
         vars(self.counters).update({name: state[name] for name in vars(self.counters)})
-        self.steps.load(tensors, frozenset(state["active"]), folder, state["drawn"])
+        known = frozenset(state["active"]), folder, state["drawn"], state.get("scale")
+        self.steps.load(tensors, *known)
         self.steps.proof.resume(state["pushed"], state["moved"], state["tried"])

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from modicum.config import Optimizer
 from modicum.models.device import finish
-from modicum.models.precision import Master, SparseMaster, is_coarse
+from modicum.models.precision import LossScale, Master, SparseMaster, is_coarse
 from modicum.parallel import Team
 from modicum.types import UserError
 from modicum.updates.base import Prepared
@@ -98,7 +98,8 @@ class Optimization(Stepper):
     ) -> None:
         """`stochastic`: masters are rounded by chance, with noise from `seed`. `team` says what of
         them is in this process."""
-        masters = (team or Team()).masters(prepared, seed, stochastic)
+        scale = LossScale.of(prepared.model)
+        masters = (team or Team()).masters(prepared, seed, stochastic, scale)
         self.arrival = Arrival(prepared.trainable)
         self.told = False
         proof = ChangeProof(prepared, masters)
@@ -119,6 +120,13 @@ class Optimization(Stepper):
             self.after()
             self.clear()
         return norm
+
+    def overflowed(self, loss: float) -> bool:
+        """Whether a gradient in fp16 is not finite and the loss has a smaller scale now."""
+        scale, gradients = self.masters.scale, self.gradients()
+        if not (scale.on and gradients and abs(loss) < float("inf")):
+            return False
+        return not self.masters.norms(gradients)[1] < float("inf") and scale.fall()
 
     def state_bytes(self) -> int:
         """Bytes of the optimizer's state where the model is, step counters left out."""
@@ -186,6 +194,8 @@ class Optimization(Stepper):
     def state(self) -> dict[str, Any]:
         """What a resumed run needs beside them, as JSON values."""
         told = {name: sorted(getattr(self.proof, name)) for name in ("pushed", "moved", "tried")}
+        scale = self.masters.scale
+        told |= {"scale": [scale.value, scale.calm]} if scale.on else {}
         return {**told, "active": sorted(self.prepared.active), "drawn": self.masters.drawn}
 
     @torch.no_grad()
@@ -195,13 +205,16 @@ class Optimization(Stepper):
         active: frozenset[str],
         folder: object,
         drawn: Mapping[str, int] | None = None,
+        scale: tuple[float, int] | None = None,
     ) -> None:
         """Set what `tensors` gave, with `active` training; UserError when it does not fit.
 
         `drawn` has the steps that masters were last rounded in; what is missing was rounded to
-        nearest.
+        nearest. `scale`: that of the loss, and how many steps it has been.
         """
         self.masters.drawn = dict(drawn or {})
+        if scale is not None:
+            self.masters.scale.value, self.masters.scale.calm = scale
         parts: dict[str, dict[str, Tensor]] = {"value": {}, "entries": {}, "base": {}}
         states: dict[str, dict[str, dict[str, Tensor]]] = {"optimizer": {}, "parked": {}}
         for full, tensor in tensors.items():

@@ -185,7 +185,8 @@ class FirstSteps:
             prepared.activate(names)
             session.policy.follow(prepared)
             some = {n: e for n, e in prepared.schedule.entries.items() if n in names}
-            self.masters = Masters(prepared.active, some, seed, stochastic)
+            scale = self.masters.scale
+            self.masters = Masters(prepared.active, some, seed, stochastic, scale)
 
     def __enter__(self) -> Self:
         tensors = self.masters.tensors
@@ -245,7 +246,8 @@ class FirstSteps:
         who = session.policy, session.prepared, session.objective
         for start in range(0, len(self.given), config.batch.micro_batch):
             rows = self.given[start : start + config.batch.micro_batch]
-            forward_backward(*who, rows, counts, config.sampling, None)
+            scale = {"scale": self.masters.scale.value}
+            forward_backward(*who, rows, counts, config.sampling, None, **scale)
             self.masters.collect()
 
     def _optimizer(self, rate: float) -> torch.optim.Optimizer:

@@ -113,6 +113,8 @@ class Stepper:
         norms, norm = self.masters.norms(gradients)
         if not (abs(loss) < float("inf") and norm < float("inf")):
             self.begin_anew()
+            if abs(loss) < float("inf") and self.masters.scale.fall():
+                return norm  # in fp16 it overflowed, and what comes next is scaled less
             counters.optimizer_steps += 1
             counters.skipped += 1
             counters.skipped_in_row += 1
@@ -157,6 +159,7 @@ class Stepper:
             self.proof.expect({name: self._taken(name) for name in self.moves})
             self.moves = {}
             self.masters.draw(self.prepared.active, self.counters.optimizer_steps)
+            self.masters.scale.stepped()
 
     def _move(self, name: str, rate: float) -> float:
         """How many spacings the coming step goes at most in a tensor."""
