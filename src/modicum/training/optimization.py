@@ -255,9 +255,8 @@ class Optimization(Stepper):
                 key: state[key].cpu() for key in state.keys() & set(self.prepared.rule.on_host)
             }
             master = self.masters.held[name]
-            for key in [key for key, of in state.items() if of.shape == master.tensor.shape]:
-                state[key] = master.cut(state[key])
-            self.optimizer.state[master.tensor] = {**state, **counted}
+            cut = {k: master.cut(v) for k, v in state.items() if v.shape == master.tensor.shape}
+            self.optimizer.state[master.tensor] = {**state, **cut, **counted}
         self.parked = {name: sent(state, "cpu") for name, state in states["parked"].items()}
         finish()
         self.visited, self.rebased = moved, set(parts["base"])

@@ -189,15 +189,9 @@ def backward(
     needed is put there, so that further updates on the batch find it. A schedule that asks
     for it is shown the gradient of each group with a signal. `heard` takes the log-probs of the
     rows of this process; gradient and sums are those of all. Where memory runs out it begins anew
-    with half the micro-batch, which the session keeps, and where a gradient overflows in fp16
-    with half the scale of the loss."""
+    with half the micro-batch, which the session keeps, and where a gradient overflows in fp16 with
+    half the scale of the loss."""
     team, by_group = session.parallel, session.prepared.schedule.by_group and batch.has_signal
-
-    def undo() -> None:
-        if by_group and team.size > 1:  # the others have been told of groups
-            how = "where several processes cannot go back: a smaller --micro-batch takes less"
-            raise UserError(f"memory ran out in training group by group, {how}")
-        anew()
 
     def anew() -> None:
         session.optimization.begin_anew()
@@ -205,12 +199,17 @@ def backward(
         if heard is not None:
             heard.clear()
 
+    def undo() -> None:
+        if by_group and team.size > 1:  # the others have been told of groups
+            how = "where several processes cannot go back: a smaller --micro-batch takes less"
+            raise UserError(f"memory ran out in training group by group, {how}")
+        anew()
+
     work = partial(_backward, session, batch, references, heard)
     while True:
-        sums = within_memory(session, len(batch.rows), work, undo)
+        sums = team.summed(within_memory(session, len(batch.rows), work, undo))
         if not by_group:
             team.reduce(session.optimization.optimizer)
-        sums = team.summed(sums)
         if not session.optimization.overflowed(sums["loss"]):
             return sums
         anew()
@@ -244,22 +243,14 @@ def _backward(
     size, sampling = session.config.batch.micro_batch, session.config.sampling
     counts = Counts(batch.num_rows, batch.num_tokens, sampling.max_tokens)
     by_group = schedule.by_group and batch.has_signal
+    who = session.policy, session.prepared, session.objective
     sums, total = Sums(loss=0.0, tokens=0.0), dict[str, Tensor]()
     for group, part in _of_groups(batch) if by_group else [(-1, batch)]:
         rows = session.parallel.mine(part.rows)
         for number, start in enumerate(range(0, len(rows), size)):
-            found = forward_backward(
-                session.policy,
-                session.prepared,
-                session.objective,
-                rows[start : start + size],
-                counts,
-                sampling,
-                sums,
-                references.get((group, number)),
-                heard,
-                held.masters.scale.value,
-            )
+            some, known = rows[start : start + size], references.get((group, number))
+            given = some, counts, sampling, sums, known, heard, held.masters.scale.value
+            found = forward_backward(*who, *given)
             if found is not None:
                 references[group, number] = found
             held.masters.collect()
