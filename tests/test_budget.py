@@ -14,7 +14,6 @@ from modicum import runs
 from modicum.config import Budget, TrainConfig
 from modicum.training.loop import Observer, train
 from modicum.training.session import prepare
-from modicum.training.step import rate_at
 from modicum.types import UserError
 
 
@@ -91,10 +90,10 @@ def test_a_linear_rate_falls_with_what_was_spent(quick: TrainConfig) -> None:
     settings = replace(quick.optimizer, schedule="linear", learning_rate=1.0)
     session = prepare(budgeted(quick, 1000, steps=100, optimizer=settings))
     session.counters.generated_tokens, session.counters.rollouts = 250, 1
-    assert rate_at(session) == pytest.approx(0.75)
+    assert session.present_rate == pytest.approx(0.75)
     # The steps may run out before the budget does.
     session.counters.rollouts = 90
-    assert rate_at(session) == pytest.approx(0.1)
+    assert session.present_rate == pytest.approx(0.1)
 
 
 def test_seconds_end_a_run(quick: TrainConfig) -> None:

@@ -44,7 +44,7 @@ pytestmark = pytest.mark.usefixtures("quiet")
         (["tasks", "arithmetic", "--count", "0"], ["count must be at least 1"]),
         (["demo", "--updates", ";"], ["at least one update"]),
         (["demo", "--updates", "full; bogus(1)"], ["unknown update 'bogus'", "known are adalora"]),
-        (["train", "--dtype", "fp8"], ["dtype", "bf16, fp32"]),
+        (["train", "--dtype", "fp8"], ["dtype", "bf16, fp16, fp32"]),
         (["train", "--resume", "--overwrite"], ["--overwrite: not allowed with argument --resume"]),
         (["train", "--config", "none.toml"], ["no config file none.toml"]),
         (["train", "--update", "lats(1)"], ["unknown update 'lats'", "did you mean 'last'"]),

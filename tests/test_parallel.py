@@ -72,11 +72,11 @@ class Crew:
         """The next line of every process."""
         return [json.loads(process.stdout.readline()) for process in self.processes]  # type: ignore[union-attr]
 
-    def ask(self, name: str, **given: Any) -> list[Any]:
+    def ask(self, job: str, **given: Any) -> list[Any]:
         """What every process answers to a job: {"found": ...} or {"error": ...}."""
         for process in self.processes:
             assert process.stdin is not None
-            process.stdin.write(json.dumps([name, given]) + "\n")
+            process.stdin.write(json.dumps([job, given]) + "\n")
             process.stdin.flush()
         return self.hear()
 
@@ -218,10 +218,11 @@ def test_every_update_trains_in_pieces_or_is_refused(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("parallel", ["auto", "zero"])
-def test_bf16_weights_are_rounded_alike(
-    parallel: str, two: Crew, run: TrainConfig, tmp_path: Path
+@pytest.mark.parametrize("dtype", ["bf16", "fp16"])
+def test_coarse_weights_are_rounded_alike(
+    parallel: str, dtype: Any, two: Crew, run: TrainConfig, tmp_path: Path
 ) -> None:
-    compute = replace(run.compute, parallel=parallel, dtype="bf16")
+    compute = replace(run.compute, parallel=parallel, dtype=dtype)
     as_one(two, replace(run, compute=compute, steps=2), tmp_path, 2e-5)
 
 
@@ -231,12 +232,11 @@ def test_pieces_are_refused_where_whole_tensors_are_needed(two: Crew, run: Train
         assert "zero has masters in pieces, and this update looks at whole" in answer["error"]
 
 
-def test_a_team_answers_alike_everywhere(two: Crew) -> None:
-    first, second = (answer["found"] for answer in two.ask("asked", device="cpu"))
-    assert (first.pop("team"), second.pop("team")) == (
-        ["ddp", 0, 2, True, "cpu"],
-        ["ddp", 1, 2, False, "cpu"],
-    )
+@pytest.mark.parametrize("name", sorted(PARALLEL.keys() - {"none"}))
+def test_a_team_answers_alike_everywhere(name: str, two: Crew) -> None:
+    first, second = (answer["found"] for answer in two.ask("asked", name=name))
+    assert first.pop("team") == [name, 0, 2, True, "cpu"]
+    assert second.pop("team") == [name, 1, 2, False, "cpu"]
     assert math.isnan(first["lines"][0].pop("nan")) and second["lines"][0].pop("nan")
     assert first == second
     assert first["lines"] == [{"rank": 1, "text": "ä\ud800"}]

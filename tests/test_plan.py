@@ -68,20 +68,21 @@ def test_times_are_a_roofline() -> None:
     )
     lengths = Lengths(50, 50, 100, 100)
     rates = DeviceRates(bf16=1e12, fp32=1e11, bandwidth=1e10, source="")
+    machine = hardware.Machine("", "cpu", None, rates)
     flops = StepFlops(sampling=0.0, training=7e11)
     # Bound by weights: 7 s / 0.7 of the bandwidth a token, 100 tokens; prompts are for free.
     heavy = overall.DecodingCost(layers=1, weight_bytes=70 * 10**9, token_flops=0.0, cache_bytes=0)
-    found = overall.times(config, heavy, flops, lengths, rates, "cpu")
+    found = overall.times(config, heavy, flops, lengths, machine)
     assert found.sampling == pytest.approx(100 * 70e9 / (0.7 * 1e10))
     assert found.training == pytest.approx(7e11 / (0.7 * 1e11))
     assert found.run == pytest.approx(10 * found.step)
     # Bound by FLOPs: 4 prompts of 50, and 32 rows of 100.
     busy = overall.DecodingCost(layers=1, weight_bytes=0, token_flops=7e9, cache_bytes=0)
-    found = overall.times(config, busy, flops, lengths, rates, "cpu")
+    found = overall.times(config, busy, flops, lengths, machine)
     assert found.sampling == pytest.approx((4 * 50 + 32 * 100) * 7e9 / (0.7 * 1e11))
     # Bound by the cache: prompts once a group, rows half full on average.
     cached = overall.DecodingCost(layers=1, weight_bytes=0, token_flops=0.0, cache_bytes=7 * 10**6)
-    found = overall.times(config, cached, flops, lengths, rates, "cpu")
+    found = overall.times(config, cached, flops, lengths, machine)
     assert found.sampling == pytest.approx(100 * (4 * 50 + 32 * 50) * 7e6 / (0.7 * 1e10))
 
 
@@ -123,7 +124,7 @@ def test_the_command_gives_json_and_a_table(capsys: pytest.CaptureFixture[str]) 
     assert found["fits"] is True and found["parameters"] == 997_760
     assert found["memory"]["phases"][found["memory"]["peak_phase"]]
     assert found["flops"]["total"] == found["flops"]["sampling"] + found["flops"]["training"]
-    assert any("one of 2" in text for text in found["assumptions"])
+    assert any("one GPU of 2" in text for text in found["assumptions"])
     args = ["plan", "--hardware", "1GB", "--updates", "last(1); bitfit", "--markdown", *SHORT]
     assert cli.run(args) == 0
     lines = capsys.readouterr().out.splitlines()

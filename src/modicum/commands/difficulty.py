@@ -117,13 +117,12 @@ def gather(
     if other := [name for name, value in key.items() if made.get(name) != value]:
         raise UserError(f"{path} was measured with another {other[0]}; --file takes another name")
     make_folder(path.parent)
+    form = session.policy.tokenizer, sampling, session.examples
     with Display() as display:
         while made["done"] < total:
             places = range(made["done"], min(made["done"] + CHUNK, total))
             problems = [task.problem("train", config.seed, place) for place in places]
-            prompts = [
-                encode(p, session.policy.tokenizer, sampling, session.examples) for p in problems
-            ]
+            prompts = [encode(problem, *form) for problem in problems]
             keys = [(purpose, config.seed, problem.id) for problem in problems]
             drawn = session.policy.sample(prompts, keys, options.samples, sampling)
             for problem, prompt, group in zip(problems, prompts, drawn, strict=True):

@@ -126,18 +126,14 @@ def run_updates(args: list[str]) -> int:
     found, options = parser("updates").options(args, UpdatesOptions, "preview")
 
     from modicum import spec, updates
+    from modicum.report.words import filled
 
     if found.expression is None:
         entries = [
             {**spec.describe(cls), "kind": cls.kind, "default": cls.examples[0]}  # type: ignore[attr-defined]
             for cls in updates.UPDATES.values()
         ]
-        lines = [f"{entry['signature']}\n    {entry['summary']}" for entry in entries]
-        lines += [
-            "\na + b: both   a & b: what both select   method @ a: where a method applies",
-            "optimizer @ update: which rule moves what the update trains",
-        ]
-        return printed(found.json, entries, "\n".join(lines))
+        return printed(found.json, entries, filled("updates.txt", entries=entries))
 
     from modicum.updates.products import preview
 

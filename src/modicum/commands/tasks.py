@@ -57,7 +57,7 @@ def run(args: list[str]) -> int:
     task = tasks.parse(found.expression)
     notes = [f"note: {note}" for note in tasks.notes(task)]
     if found.check:
-        values = _check(task) | _too_long(task, options)
+        values = _check(task, options)
         text = "\n".join([str(task), filled("checked.txt", **values), *notes])
         wrong = values["long"], *values["wrong"].values(), *values["shared"].values()
         return printed(found.json, values, text, int(any(wrong)))
@@ -83,10 +83,12 @@ def run(args: list[str]) -> int:
     return printed(found.json, values, "\n".join(lines))
 
 
-def _check(task: Any) -> dict[str, Any]:
+def _check(task: Any, options: Options) -> dict[str, Any]:
     """By split: sizes, problems looked at, their least and greatest difficulty, the ids of those
-    whose gold is not right; by pair of splits: problems in both; and the task's notes."""
+    whose gold is not right; by pair of splits: problems in both; the task's notes; and which prompts
+    for the model are too long (of an endless task 200 are looked at)."""
     from modicum.tasks import notes, overlap
+    from modicum.tasks.examples import Sizes, draw, whole
 
     found: dict[str, Any] = {key: {} for key in ("sizes", "looked_at", "difficulty", "wrong")}
     looked = {}
@@ -100,26 +102,21 @@ def _check(task: Any) -> dict[str, Any]:
         found["wrong"][split] = [p.id for p in some if p.id not in right]
     pairs = itertools.combinations(SPLITS, 2)
     shared = {f"{a} and {b}": len(overlap(looked[a], looked[b])) for a, b in pairs}
-    return found | {"shared": shared, "notes": notes(task)}
+    found |= {"shared": shared, "notes": notes(task), "long": {}, "prompts": ""}
+    if options.model:
+        from modicum.models.load import read_config, read_tokenizer
+
+        config, tokenizer = read_config(options.model), read_tokenizer(options.model, options.trust)
+        sizes = Sizes(tokenizer, options.sampling, draw(task, options.sampling), config)
+        some = whole(task, *SPLITS) or _first(task, "train", 0, CHECKED)
+        found["long"], found["prompts"] = sizes.look(some)
+    return found
 
 
 def _first(task: Any, split: Split, seed: int, count: int) -> list[Problem]:
     size = task.size(split)
     there = count if size is None else min(count, size)
     return [task.problem(split, seed, index) for index in range(there)]
-
-
-def _too_long(task: Any, options: Options) -> dict[str, Any]:
-    """Which prompts for the model are too long; of an endless task 200 are looked at."""
-    from modicum.models.load import read_config, read_tokenizer
-    from modicum.tasks.examples import Sizes, draw, whole
-
-    if not options.model:
-        return {"long": {}, "prompts": ""}
-    config, tokenizer = read_config(options.model), read_tokenizer(options.model, options.trust)
-    some = whole(task, *SPLITS) or _first(task, "train", 0, CHECKED)
-    long, text = Sizes(tokenizer, options.sampling, draw(task, options.sampling), config).look(some)
-    return {"long": long, "prompts": text}
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,8 @@ from modicum.settings import Settings
 from modicum.types import UserError
 
 NOTHING_TRAINED = 3
+SCORES = ("accuracy", "low", "high", "greedy")
+COSTS = ("trainable_parameters", "total_parameters", "seconds", "peak_memory_bytes")
 S = TypeVar("S", bound=Settings)
 
 
@@ -137,10 +139,6 @@ def run_recipes(args: list[str]) -> int:
     else:
         text = "\n".join(f"{name:<12} {text.splitlines()[0]}" for name, text in texts.items())
     return printed(found.json, entries, text)
-
-
-SCORES = ("accuracy", "low", "high", "greedy")
-COSTS = ("trainable_parameters", "total_parameters", "seconds", "peak_memory_bytes")
 
 
 @dataclass(frozen=True)

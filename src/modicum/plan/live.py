@@ -26,6 +26,9 @@ FLASH: Any = flash
 OF_GPUS = flash.varlen, flash.fits
 # Which pass through the layers, and which of them (`plan.thin`); None: before the first, (): after.
 Place = tuple[int, tuple[Any, ...] | None]
+# Bytes by category at the fullest moment of each place of each phase.
+Peaks = dict[tuple[str, Place], dict[str, int]]
+_SHAPES: dict[Any, tuple[Any, list[Any]] | None] = {}  # of what operations give
 
 
 class Event(NamedTuple):
@@ -184,10 +187,6 @@ class Live(TorchDispatchMode):
         self.events.append(Event(number, -size, self._phase, self.place, self.growing))
 
 
-# Bytes by category at the fullest moment of each place of each phase.
-Peaks = dict[tuple[str, Place], dict[str, int]]
-
-
 def peaks(live: Live) -> Peaks:
     """The fullest moments, phases in order."""
     most: dict[tuple[str, Place], tuple[int, int]] = {}  # bytes, and when that was
@@ -267,9 +266,6 @@ def _run(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], leaves: list[
 
 def _sort(tensor: Tensor) -> tuple[Any, ...]:
     return tensor.shape, tensor.stride(), tensor.dtype
-
-
-_SHAPES: dict[Any, tuple[Any, list[Any]] | None] = {}
 
 
 def _shaped(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

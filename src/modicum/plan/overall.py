@@ -22,7 +22,7 @@ from modicum.engine.samplers import num_trunk_bytes
 from modicum.models.four_bit import count
 from modicum.models.load import DTYPES
 from modicum.plan import sizes
-from modicum.plan.hardware import DeviceRates, Machine
+from modicum.plan.hardware import Machine
 from modicum.plan.memory import Memory, Subject, estimate
 from modicum.plan.shapes import Lengths, cache_numbers, lengths_of, num_bytes
 from modicum.report.words import aligned, filled, on_one_line
@@ -126,17 +126,11 @@ def make(
     numbers = {name: schedule.size(name, p) for name, p in prepared.trainable.items()}
     weights = list(prepared.model.parameters())
     flops, token = _flops(config, subject, given)
-    found = None
-    if machine.rates:
-        cache = DTYPES[config.compute.dtype].itemsize * cache_numbers(subject.config)
-        decoder = DecodingCost(subject.layers, num_bytes(weights), token, cache)
-        found = times(config, decoder, flops, given, machine.rates, machine.device)
-    on: dict[str, Any] = {
-        "share": SHARE[machine.device],
-        "bandwidth_share": BANDWIDTH_SHARE[machine.device],
-    }
-    on |= {"config": config, "machine": machine, "lengths": given, "ranks": ranks}
-    said = filled("assumptions.txt", **on)
+    cache = DTYPES[config.compute.dtype].itemsize * cache_numbers(subject.config)
+    decoder = DecodingCost(subject.layers, num_bytes(weights), token, cache)
+    on = {"share": SHARE[machine.device], "bandwidth_share": BANDWIDTH_SHARE[machine.device]}
+    more = {"machine": machine, "lengths": given, "ranks": ranks}
+    said = filled("assumptions.txt", **on, **more, config=config)
     told = ""
     if advise and machine.memory is not None and memory.peak.total > machine.memory:
         told = sizes.advice(config, machine, given, subject)
@@ -152,7 +146,7 @@ def make(
         memory=memory,
         flops=flops,
         run_flops=flops.total * config.steps,
-        times=found,
+        times=times(config, decoder, flops, given, machine),
         options=sizes.line(config, [n for n in sizes.OPTIONS if n not in ("dtype", "update")]),
         chosen=sizes.told(chosen),
         advice=told,
@@ -221,14 +215,12 @@ class DecodingCost(NamedTuple):
 
 
 def times(
-    config: TrainConfig,
-    decoder: DecodingCost,
-    flops: StepFlops,
-    lengths: Lengths,
-    rates: DeviceRates,
-    on: str,
-) -> Times:
-    """The times of a run on a device (`on` is cpu or cuda) of such rates."""
+    config: TrainConfig, decoder: DecodingCost, flops: StepFlops, lengths: Lengths, machine: Machine
+) -> Times | None:
+    """The times of a run on a machine; None where its rates are not known."""
+    if (rates := machine.rates) is None:
+        return None
+    on = machine.device
     rate = rates.flops(config.compute.dtype) * SHARE[on]
     bandwidth = rates.bandwidth * BANDWIDTH_SHARE[on]
 

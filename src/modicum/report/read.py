@@ -105,7 +105,17 @@ class RunRecord:
 def load(folder: str | Path) -> RunRecord:
     """The run in `folder`; UserError that names the file, and the line, where one is broken."""
     folder = open_run(Path(folder)).folder
-    config, metrics = read_toml(folder / "config.toml"), _columns(folder / "metrics.jsonl")
+    config, found = read_toml(folder / "config.toml"), dict[int, dict[str, float | None]]()
+    for where, row in numbered(folder / "metrics.jsonl"):
+        if "step" not in row:
+            raise UserError(f"{where}: 'step' is missing")
+        step = check(f"{where}: 'step'", row["step"], int)
+        # A resumed run logs the steps after its checkpoint again: the later line holds.
+        found[step] = {k: check(f"{where}: {k!r}", v, float | None) for k, v in row.items()}
+    ordered = [found[step] for step in sorted(found)]
+    names = dict.fromkeys(name for row in ordered for name in row)
+    # None becomes NaN.
+    metrics = {name: np.array([row.get(name) for row in ordered], dtype=float) for name in names}
     # Of the samples those of the first and of the last step, of which alone reports speak.
     ends: list[list[tuple[str, dict[str, Any]]]] = []
     lines = numbered(folder / "samples.jsonl", optional=True)
@@ -140,20 +150,6 @@ def colours(records: Sequence[RunRecord]) -> list[int]:
     """For each run the number of its update, in order of appearance: seeds share a colour."""
     order = {update: i for i, update in enumerate(dict.fromkeys(r.update for r in records))}
     return [order[record.update] for record in records]
-
-
-def _columns(file: Path) -> dict[str, Column]:
-    found: dict[int, dict[str, float | None]] = {}
-    for where, row in numbered(file):
-        if "step" not in row:
-            raise UserError(f"{where}: 'step' is missing")
-        step = check(f"{where}: 'step'", row["step"], int)
-        # A resumed run logs the steps after its checkpoint again: the later line holds.
-        found[step] = {k: check(f"{where}: {k!r}", v, float | None) for k, v in row.items()}
-    ordered = [found[step] for step in sorted(found)]
-    names = dict.fromkeys(name for row in ordered for name in row)
-    # None becomes NaN.
-    return {name: np.array([row.get(name) for row in ordered], dtype=float) for name in names}
 
 
 class HeldGroup(NamedTuple):

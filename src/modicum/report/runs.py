@@ -9,7 +9,7 @@ from modicum.report.document import Builder
 from modicum.report.figures import accuracy, changes, curves, frontier
 from modicum.report.read import HeldGroup, LoggedSample, RunRecord, colours, labels
 from modicum.report.tables import RunRow
-from modicum.report.words import ARROW, NONE, percent, printable, say
+from modicum.report.words import percent, printable, say
 from modicum.status import Status
 
 SAMPLES_SHOWN = 2
@@ -25,8 +25,7 @@ def document(records: Sequence[RunRecord], title: str) -> doc.Document:
     if sizes := sorted({say("size", score=score) for score in scores if score.num_problems}):
         report.note("base_to_trained", sizes="; ".join(sizes))
     report.add(accuracy.figure(rows), frontier.figure(rows))
-    missing = {NONE, NONE + ARROW + NONE}
-    measures = [of for of in doc.measured("details.txt", rows) if set(of[1]) - missing]
+    measures = [of for of in doc.measured("details.txt", rows) if set(of[1]) - tables.MISSING]
     if details := doc.across("In more detail", measures, [row.label for row in rows]):
         report.add(doc.Heading("In more detail"), details)
     report.section("difficulty", "By difficulty")

@@ -18,6 +18,10 @@ from modicum.report.read import RunRecord, colours, labels
 from modicum.results import RunResult
 
 Number = Callable[[float | None], str]
+# What the columns of `row.txt` are sorted by, of the result or of the trained model's evaluation.
+KEYS = ("trainable_parameters", "accuracy", "greedy", "length", "seconds", "peak_memory_bytes")
+MISSING = {n.NONE, n.NONE + n.ARROW + n.NONE, f"{n.NONE} ({n.NONE})"}
+LEAST = (4, 5, 1, 6, 3)  # what a narrow terminal does without, first to last
 
 
 class RunRow(NamedTuple):
@@ -57,12 +61,6 @@ class RunRow(NamedTuple):
     def change(self, name: str, form: str = "percent") -> str:
         """`base → trained` of a number of the evaluations in a form of `words`; or dashes."""
         return n.ARROW.join(map(getattr(n, form), self.scores(name)))
-
-
-# What the columns of `row.txt` are sorted by, of the result or of the trained model's evaluation.
-KEYS = ("trainable_parameters", "accuracy", "greedy", "length", "seconds", "peak_memory_bytes")
-MISSING = {n.NONE, n.NONE + n.ARROW + n.NONE, f"{n.NONE} ({n.NONE})"}
-LEAST = (4, 5, 1, 6, 3)  # what a narrow terminal does without, first to last
 
 
 def results(records: Sequence[RunRecord]) -> list[RunRow]:

@@ -134,7 +134,7 @@ def same(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
 
     def settled(found: Mapping[str, Any]) -> dict[str, Any]:
         notes = [text for text in found["notes"] if "different devices" not in text]
-        every = flat({**found, "notes": notes, "repeat": []}, lists=True)
+        every = flat({**found, "arms": [*found["arms"]], "notes": notes, "repeat": []}, lists=True)
         return {where: value for where, value in every if not VARYING.match(where)}
 
     first, second = settled(one), settled(other)

@@ -124,11 +124,10 @@ def tune(bench: Bench) -> dict[str, Choice]:
                 label = f"tuning {arm.name} at {entry.rate:.2g}"
                 cells.append(bench.cell(label, bench.config(*given), "tune"))
         bench.run(cells)
-        for arm in tuned:
-            rounds[arm.name].append([_tried(bench, entry) for entry in tries[arm.name]])
+        for name, entries in tries.items():
+            rounds[name].append([_tried(bench, entry) for entry in entries])
     found = {a.name: choose(study, defaults[a.name], rounds[a.name]) for a in tuned}
-    control = found[study.control]
-    found |= {a.name: Choice(control.learning_rate) for a in bench.arms if a.placebo}
+    found |= {a.name: Choice(found[study.control].learning_rate) for a in bench.arms if a.placebo}
     with bench.writing():
         Run(bench.folder).write("tuning.json", {name: asdict(one) for name, one in found.items()})
     return found

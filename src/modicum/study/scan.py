@@ -176,8 +176,7 @@ def _ranked(
     best = [s.unit for s in units if s.gain is not None][: scan.best]
     labels = [unit.label for unit in chosen]
     places = [unit.place for unit in chosen if unit.label in best]
-    every = [*units, full] if full else units
-    stopped = [f"{standing.unit}, {text}" for standing in every for text in standing.failed]
+    stopped = [f"{standing.unit}, {text}" for standing in standings for text in standing.failed]
     shown = [{"place": labels.index(s.unit), "chosen": s.unit in best} | s.shown for s in units]
     return {
         "units": shown,

@@ -34,7 +34,6 @@ from modicum.training.step import (
     agree_trained,
     backward,
     optimizer_step,
-    rate_at,
     switch,
 )
 from modicum.types import Batch
@@ -258,7 +257,7 @@ def _update(session: Session, batch: Batch, note: Callable[[str], None]) -> dict
     references: References = {}
     metrics: dict[str, float] = {}
     for number in range(session.config.batch.updates_per_rollout):
-        given = rate_at(session)
+        given = session.present_rate
         heard: list[Heard] = []
         sums = backward(session, batch, references, heard)
         if number == 0:

@@ -115,10 +115,10 @@ class Optimization(Stepper):
 
     def overflowed(self, loss: float) -> bool:
         """Whether a gradient in fp16 is not finite and the loss has a smaller scale now."""
-        scale, gradients = self.masters.scale, self.gradients()
-        if not (scale.on and gradients and abs(loss) < float("inf")):
-            return False
-        return not self.masters.norms(gradients)[1] < float("inf") and scale.fall()
+        scale = self.masters.scale
+        gradients = self.gradients() if scale.on and abs(loss) < float("inf") else {}
+        finite = not gradients or self.masters.norms(gradients)[1] < float("inf")
+        return not finite and scale.fall()
 
     def state_bytes(self) -> int:
         """Bytes of the optimizer's state where the model is, step counters left out."""
@@ -236,9 +236,8 @@ class Optimization(Stepper):
         for name, own in states["optimizer"].items():
             counted = {key: own[key].cpu() for key in own.keys() & set(self.prepared.rule.on_host)}
             master = self.masters.held[name]
-            for key in [key for key, of in own.items() if of.shape == master.tensor.shape]:
-                own[key] = master.cut(own[key])
-            self.optimizer.state[master.tensor] = {**own, **counted}
+            cut = {k: master.cut(v) for k, v in own.items() if v.shape == master.tensor.shape}
+            self.optimizer.state[master.tensor] = {**own, **cut, **counted}
         self.parked = {name: sent(own, "cpu") for name, own in states["parked"].items()}
         finish()
         self.visited, self.rebased = moved, set(parts["base"])

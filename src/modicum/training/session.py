@@ -89,6 +89,21 @@ class Session:
         """The rate after warm-up and before decay; 0 while it is to be found yet."""
         return self.config.optimizer.learning_rate or 0.0
 
+    @property
+    def present_rate(self) -> float:
+        """The rate of the next update, by its number; rollouts without a signal have numbers too."""
+        settings, counters = self.config.optimizer, self.counters
+        each = self.config.batch.updates_per_rollout
+        index, total = counters.rollouts * each + counters.updates, self.config.steps * each
+        if index < settings.warmup_steps:
+            return self.learning_rate * (index + 1) / settings.warmup_steps
+        if settings.schedule == "constant":
+            return self.learning_rate
+        left = (total - index) / max(1, total - settings.warmup_steps)
+        if self.config.budget.budget:
+            left = min(left, 1 - self.progress(0))
+        return self.learning_rate * left
+
     def progress(self, done: int) -> float:
         """How much of the run lies behind it after `done` steps, from 0 to 1."""
         budget = self.config.budget

@@ -189,15 +189,9 @@ def backward(
     needed is put there, so that further updates on the batch find it. A schedule that asks
     for it is shown the gradient of each group with a signal. `heard` takes the log-probs of the
     rows of this process; gradient and sums are those of all. Where memory runs out it begins anew
-    with half the micro-batch, which the session keeps, and where a gradient overflows in fp16
-    with half the scale of the loss."""
+    with half the micro-batch, which the session keeps, and where a gradient overflows in fp16 with
+    half the scale of the loss."""
     team, by_group = session.parallel, session.prepared.schedule.by_group and batch.has_signal
-
-    def undo() -> None:
-        if by_group and team.size > 1:  # the others have been told of groups
-            how = "where several processes cannot go back: a smaller --micro-batch takes less"
-            raise UserError(f"memory ran out in training group by group, {how}")
-        anew()
 
     def anew() -> None:
         session.optimization.begin_anew()
@@ -205,12 +199,17 @@ def backward(
         if heard is not None:
             heard.clear()
 
+    def undo() -> None:
+        if by_group and team.size > 1:  # the others have been told of groups
+            how = "where several processes cannot go back: a smaller --micro-batch takes less"
+            raise UserError(f"memory ran out in training group by group, {how}")
+        anew()
+
     work = partial(_backward, session, batch, references, heard)
     while True:
-        sums = within_memory(session, len(batch.rows), work, undo)
+        sums = team.summed(within_memory(session, len(batch.rows), work, undo))
         if not by_group:
             team.reduce(session.optimization.optimizer)
-        sums = team.summed(sums)
         if not session.optimization.overflowed(sums["loss"]):
             return sums
         anew()
@@ -244,22 +243,14 @@ def _backward(
     size, sampling = session.config.batch.micro_batch, session.config.sampling
     counts = Counts(batch.num_rows, batch.num_tokens, sampling.max_tokens)
     by_group = schedule.by_group and batch.has_signal
+    who = session.policy, session.prepared, session.objective
     sums, total = Sums(loss=0.0, tokens=0.0), dict[str, Tensor]()
     for group, part in _of_groups(batch) if by_group else [(-1, batch)]:
         rows = session.parallel.mine(part.rows)
         for number, start in enumerate(range(0, len(rows), size)):
-            found = forward_backward(
-                session.policy,
-                session.prepared,
-                session.objective,
-                rows[start : start + size],
-                counts,
-                sampling,
-                sums,
-                references.get((group, number)),
-                heard,
-                held.masters.scale.value,
-            )
+            some, known = rows[start : start + size], references.get((group, number))
+            given = some, counts, sampling, sums, known, heard, held.masters.scale.value
+            found = forward_backward(*who, *given)
             if found is not None:
                 references[group, number] = found
             held.masters.collect()
@@ -281,23 +272,8 @@ def _of_groups(batch: Batch) -> Iterator[tuple[int, Batch]]:
         yield number, replace(batch, rows=tuple(r for r in batch.rows if r.group == number))
 
 
-def rate_at(session: Session) -> float:
-    """The rate of the next update, by its number; rollouts without a signal have numbers too."""
-    settings, counters = session.config.optimizer, session.counters
-    each = session.config.batch.updates_per_rollout
-    index, total = counters.rollouts * each + counters.updates, session.config.steps * each
-    if index < settings.warmup_steps:
-        return session.learning_rate * (index + 1) / settings.warmup_steps
-    if settings.schedule == "constant":
-        return session.learning_rate
-    left = (total - index) / max(1, total - settings.warmup_steps)
-    if session.config.budget.budget:
-        left = min(left, 1 - session.progress(0))
-    return session.learning_rate * left
-
-
 def optimizer_step(session: Session, loss: float, has_signal: bool = True) -> float:
     """Clip and step (`Optimization.step`); returns the norm of the gradient before clipping."""
-    rate = rate_at(session)
+    rate = session.present_rate
     session.counters.updates += 1
     return session.optimization.step(loss, rate, has_signal)

@@ -38,9 +38,7 @@ def figure(rows: Sequence[RunRow]) -> document.Figure | None:
         if (base := row.result.base) is not None:
             bases.setdefault(repr(base), (f"base of {row.label}", base))
     found = [("base" if len(bases) == 1 else name, MUTED, base) for name, base in bases.values()]
-    for row in rows:
-        if (score := row.result.trained) is not None:
-            found.append((row.label, style.series(row.colour)[0], score))
+    found += [(r.label, style.series(r.colour)[0], s) for r in rows if (s := r.result.trained)]
     texts = ", ".join(f"{label} {percent(score.accuracy)} %" for label, _, score in found)
     return document.figure("accuracy", partial(_bars, found), texts=texts) if found else None
 
@@ -97,11 +95,9 @@ def rows(analysis: Analysis) -> Rows:
     """Name -> accuracy by level: the base, then the arms as the forest plot has them."""
     arms = [arm for arm in ranked(analysis) if arm.difficulty]
     base = {lv.level: lv.base for a in arms for lv in a.difficulty if lv.base is not None}
-    found = [("base", base)] if base else []
-    for a in arms:
-        known = {lv.level: lv.accuracy for lv in a.difficulty if lv.accuracy is not None}
-        found.append((a.name, known))
-    return found
+    scores = [{v.level: v.accuracy for v in a.difficulty if v.accuracy is not None} for a in arms]
+    found = zip([arm.name for arm in arms], scores, strict=True)
+    return [*([("base", base)] if base else []), *found]
 
 
 def by_difficulty(

@@ -1,7 +1,7 @@
 """What the report of a study says, and its tables: arms, what they cost, the tests of the verdicts."""
 
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+from operator import attrgetter
 
 from modicum.report import document as doc
 from modicum.report import words as n
@@ -10,11 +10,14 @@ from modicum.report.figures import accuracy, arm_curves, changes, frontier
 from modicum.report.study.read import StudyRecord, family, ranked
 from modicum.report.words import NONE, say
 from modicum.results import Analysis, ArmResult
-from modicum.stats import Interval
 
-Columns = Mapping[str, Callable[[ArmResult], TableCell]]
+# What the columns of `arm.txt` and `cost.txt` are sorted by.
+ARM = ("", "cost.share", "accuracy", "difference", "retention", "below_base", "cost.time_ratio")
+ARM += ("cost.memory_ratio", "learning_rate", "by_seed")
+COST = ("parameters", "active_parameters_mean", "optimizer_bytes", "peak_memory_bytes")
+COST += ("memory_bytes", "seconds", "step_seconds", "steps", "generated_tokens", "flops_ratio")
+COST = tuple(f"cost.{name}" for name in (*COST, "tuning_runs"))
 TESTS = ("noninferior", "superior", "equivalent", "inferior")
-_times = "{:.2f}\u00a0×".format
 METHOD = ("data", "difference", "margin", "retention", "not_claimed")  # sections of words.txt
 
 
@@ -109,51 +112,24 @@ def _settings(report: Builder, study: StudyRecord) -> None:
 
 def arms_table(analysis: Analysis) -> Table:
     """A row for each arm: verdict, share, accuracy, difference, retention, cost, rate, seeds."""
-
-    def seeds(arm: ArmResult) -> TableCell:
-        done = len(arm.by_seed)
-        failed = len(analysis.seeds) - done if arm.failed else 0
-        return TableCell(f"{done}" + (f", {failed} failed" if failed > 0 else ""), done)
-
-    def rate(arm: ArmResult) -> TableCell:
-        return _cell(arm.learning_rate, lambda r: n.rate(r) + " at\u00a0edge" * arm.rate_at_edge)
-
-    columns: Columns = {
-        "verdict": lambda arm: TableCell(arm.verdict),
-        "trained": lambda arm: _cell(arm.cost.share, n.share),
-        f"{analysis.primary} (%), 95 %": lambda arm: _cell(arm.accuracy, _band),
-        "difference, 90 %": lambda arm: _cell(arm.difference, lambda d: _kept(accuracy.words(d))),
-        "retention, 95 %": lambda arm: _cell(arm.retention, lambda b: _band(b, 0, "\u00a0%")),
-        "below the base (%), 95 %": lambda arm: _cell(arm.below_base, lambda b: _band(b, 0)),
-        "time": lambda arm: _cell(arm.cost.time_ratio, _times),
-        "memory": lambda arm: _cell(arm.cost.memory_ratio, _times),
-        "rate": rate,
-        "seeds": seeds,
-    }
-    return _of_arms("The arms, the best first", analysis, columns, wrap=True)
+    return _of_arms("The arms, the best first", "arm.txt", ARM, analysis, wrap=True)
 
 
 def costs_table(analysis: Analysis) -> Table:
     """What every arm used, as measured: means over its seeds."""
-    columns: Columns = {
-        "trained parameters": lambda arm: _cell(arm.cost.parameters, n.count),
-        "in training at once": lambda arm: _cell(arm.cost.active_parameters_mean, n.count),
-        "optimizer": lambda arm: _cell(arm.cost.optimizer_bytes, _memory),
-        "peak memory": lambda arm: _cell(arm.cost.peak_memory_bytes, n.memory),
-        "above the start": lambda arm: _cell(arm.cost.memory_bytes, n.memory),
-        "seconds": lambda arm: _cell(arm.cost.seconds, n.decimal),
-        "a step": lambda arm: _cell(arm.cost.step_seconds, lambda value: f"{value:.3g} s"),
-        "steps": lambda arm: _cell(arm.cost.steps, n.decimal),
-        "tokens": lambda arm: _cell(arm.cost.generated_tokens, n.short),
-        "FLOPs": lambda arm: _cell(arm.cost.flops_ratio, _times),
-        "tuning runs": lambda arm: _cell(arm.cost.tuning_runs, n.count),
-    }
-    return _of_arms("What the arms cost", analysis, columns, plain=True)
+    return _of_arms("What the arms cost", "cost.txt", COST, analysis, plain=True)
 
 
-def _of_arms(title: str, analysis: Analysis, columns: Columns, **options: bool) -> Table:
-    texts = [[arm_cell(analysis, a), *(of(a) for of in columns.values())] for a in ranked(analysis)]
-    return doc.table(title, ("arm", *columns), texts, **options)
+def _of_arms(title: str, text: str, keys: Sequence[str], analysis: Analysis, **how: bool) -> Table:
+    arms = ranked(analysis)
+    lines = [[arm_cell(analysis, arm)] for arm in arms]
+    columns = doc.measured(text, arms, analysis=analysis)
+    for key, (_, texts) in zip(keys, columns, strict=True):
+        for line, arm, shown in zip(lines, arms, texts, strict=True):
+            found = attrgetter(key)(arm) if key else None
+            value = len(found) if isinstance(found, Mapping) else getattr(found, "mean", found)
+            line.append(TableCell(shown, value))
+    return doc.table(title, ("arm", *(head for head, _ in columns)), lines, **how)
 
 
 def tests_table(analysis: Analysis) -> Table | None:
@@ -162,7 +138,8 @@ def tests_table(analysis: Analysis) -> Table | None:
     heads = ("arm", f"above −{margin}", "above 0", f"within ±{margin}", "below 0", "95 % interval")
     rows = []
     for arm in (arm for arm in ranked(analysis) if arm.tests):
-        band = _cell(arm.difference, lambda d: n.interval(d.low95, d.high95))
+        gap = arm.difference
+        band = TableCell(n.interval(gap.low95, gap.high95), gap.mean) if gap else NONE
         rows.append([TableCell(arm.name, code=True), *(_test(arm, test) for test in TESTS), band])
     title = "p-values of the tests, in brackets after Holm"
     return doc.table(title, heads, rows, plain=True) if rows else None
@@ -171,27 +148,6 @@ def tests_table(analysis: Analysis) -> Table | None:
 def arm_cell(analysis: Analysis, arm: ArmResult) -> TableCell:
     """The name of an arm, with the colour of its family."""
     return TableCell(arm.name, series=family(analysis, arm).series, code=True)
-
-
-def _cell(found: Any, text: Callable[[Any], str]) -> TableCell:
-    return TableCell(NONE if found is None else text(found), getattr(found, "mean", found))
-
-
-def _band(found: Interval, digits: int = 1, unit: str = "") -> str:
-    ends = n.interval(found.low, found.high, lambda end: n.percent(end, digits))
-    return _kept(f"{n.percent(found.mean, digits)}{unit} {ends}".replace("-", "−"))
-
-
-def _kept(text: str) -> str:
-    """No line end parts the interval in a text: it goes to the next line as one."""
-    return text.replace(", ", ",\u00a0")
-
-
-def _memory(value: float) -> str:
-    """Bytes with a decimal where there are few: moments of an adapter are less than a MiB."""
-    if value >= 10 * 2**20:
-        return n.memory(value)
-    return f"{value / 2**20:.2f} MiB" if value else "0"
 
 
 def _test(arm: ArmResult, name: str) -> TableCell:
