@@ -7,6 +7,7 @@ import io
 import os
 import signal
 import sys
+from contextlib import suppress
 from importlib import import_module
 
 from modicum import disk
@@ -57,7 +58,9 @@ def main() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="modicum")
-    with Interrupts(at_once=True):  # so that what is open is closed
+    code = 1
+    # So that what is open is closed; what comes after the last word changes nothing.
+    with suppress(KeyboardInterrupt), Interrupts(at_once=True):
         code = _code_of(sys.argv[1:])
     sys.exit(code)
 
