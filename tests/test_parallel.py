@@ -20,7 +20,7 @@ import torch
 from safetensors.torch import load_file
 
 from helpers import QUICK, metrics_of
-from modicum import runs
+from modicum import machine, runs
 from modicum.config import Held, Optimizer, Steps, TrainConfig
 from modicum.parallel import PARALLEL, parse
 from modicum.training.loop import train
@@ -378,6 +378,25 @@ def test_a_process_that_dies_ends_the_others(folders: dict[str, Path], tmp_path:
     _, err = first.communicate(timeout=LIMIT)
     assert first.returncode == 2
     assert err.splitlines()[-1].startswith("error: process 0 ends, since another one of its run")
+
+
+def test_a_signal_after_processes_have_agreed_is_for_the_next_time() -> None:
+    """Else the one that hears it would end alone, and the others by its loss."""
+    asked: list[int] = []
+
+    def agreed(number: int) -> int:
+        asked.append(number)
+        if len(asked) == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return number
+
+    with machine.Interrupts(at_once=True) as interrupts:
+        interrupts.agreed = agreed
+        with interrupts.whole():
+            pass
+        with pytest.raises(machine.Stopped), interrupts.whole():
+            pass
+    assert asked == [0, signal.SIGTERM]
 
 
 @pytest.mark.slow

@@ -161,7 +161,7 @@ class Interrupts:
         self.at_once = at_once
         self.number = 0  # the signal that came; 0: none
         self.torn = False  # whether the second one, or an error, has ended what was to be whole
-        self.agreed: Callable[[int], int] = int  # of all processes of a run, which end together
+        self.agreed: Callable[[int], int] | None = None  # of processes of a run, which end together
         self._when = 0.0
         self._before: dict[int, Any] = {}
 
@@ -182,15 +182,16 @@ class Interrupts:
 
     @contextlib.contextmanager
     def whole(self) -> Iterator[None]:
-        """What runs in here comes to its end first; then what was asked for is raised."""
+        """What runs in here comes to its end first; then what was asked for is raised, or what
+        `agreed` says: a signal that one process hears after that is for the next time."""
         self.at_once, self.torn = False, True
         try:
             yield
-            number = self.agreed(self.number)
+            number = self.agreed(self.number) if self.agreed else 0
             self.torn = False
         finally:
             self.at_once = True
-        if number := number or self.number:
+        if number := number if self.agreed else self.number:
             raise Stopped(number)
 
     def _ask(self, number: int, frame: FrameType | None) -> None:

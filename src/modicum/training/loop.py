@@ -81,7 +81,8 @@ def train(
     observer = (observer if team.first else None) or Observer()
     note = observer.note
     with machine.Interrupts(at_once=True) as interrupts, team:
-        interrupts.agreed = lambda number: max(team.lines([number]))
+        if team.several:
+            interrupts.agreed = lambda number: max(team.lines([number]))
         tracking.check(config.tracking)
         config = look(folder, config, overwrite, resume, team.first)
         if resume:
