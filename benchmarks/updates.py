@@ -145,7 +145,7 @@ def tune(updates: Iterable[str], options: argparse.Namespace) -> dict[str, tuple
     """The best cell of every update among its tries, and whether it lies at their edge."""
     from modicum import recipes
     from modicum import updates as kinds
-    from modicum.updates.products import preview
+    from modicum.updates.preview import preview
 
     def cells(centres: dict[str, float], factors: tuple[float, ...]) -> list[Cell]:
         return [

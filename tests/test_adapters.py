@@ -297,7 +297,7 @@ def test_an_export_never_replaces_an_adapter_or_its_base(
 
 
 def test_the_preview_of_an_adapter_needs_no_weights(ad: Path, tmp_path: Path) -> None:
-    from modicum.updates.products import preview
+    from modicum.updates.preview import preview
 
     (ad / "adapter_model.safetensors").unlink()
     found = preview(updates.parse("lora(rank=2, alpha=4)"), str(ad))

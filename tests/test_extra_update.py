@@ -31,7 +31,7 @@ from modicum.study import analysis, design
 from modicum.study.cells import check_arms
 from modicum.training import checkpoint
 from modicum.training.loop import train
-from modicum.updates.products import preview
+from modicum.updates.preview import preview
 from rows import IDS
 
 pytestmark = pytest.mark.usefixtures("no_pdf")

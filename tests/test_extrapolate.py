@@ -15,7 +15,8 @@ from modicum import cli
 from modicum.config import Records
 from modicum.parts import RunParts, past_config
 from modicum.runs import checkpoints
-from modicum.training.checkpoint import Extrapolation, reload, straightness
+from modicum.training.checkpoint import reload
+from modicum.training.extrapolation import Extrapolation, straightness
 from modicum.training.loop import train
 from modicum.types import UserError
 

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from modicum.models import device as flash
+from modicum.models import flash
 from modicum.models.attention import Packed, ScoreRule
 
 CPU = torch.device("cpu")

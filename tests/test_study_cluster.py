@@ -22,7 +22,7 @@ from modicum.study.cell import RESULT, Cell
 from modicum.study.design import Study
 from modicum.study.launch import Bench, StudyObserver
 from modicum.study.launchers import cluster, parse
-from modicum.study.launchers.local import Handle
+from modicum.study.launchers.base import Handle
 from modicum.types import FolderError, RunInterrupted, UserError
 
 TESTS = Path(__file__).parent
@@ -132,19 +132,19 @@ def test_a_node_that_is_gone_leaves_no_lock(queue: Path) -> None:
     (mine,) = cells(queue, "killed")
     lock = mine.folder.with_name("killed.lock")
 
-    class Gone(cluster.Commands):
+    class Gone(cluster.Scheduler):
         def why(self, handle: Handle) -> tuple[int, str]:
             for path in (handle.place, lock):
                 if path.exists():
                     path.write_text(json.dumps({**json.loads(path.read_text()), "host": "node7"}))
             return super().why(handle)
 
-    original = cluster.Commands
-    cluster.Commands = Gone  # type: ignore[misc]
+    original = cluster.Scheduler
+    cluster.Scheduler = Gone  # type: ignore[misc]
     try:
         run([mine], "slurm")
     finally:
-        cluster.Commands = original  # type: ignore[misc]
+        cluster.Scheduler = original  # type: ignore[misc]
     assert mine.done and times(mine) == 2
 
 

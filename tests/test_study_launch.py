@@ -26,7 +26,7 @@ from modicum.study import launch
 from modicum.study.cell import BASE, Cell
 from modicum.study.design import Study
 from modicum.study.launch import Bench, StudyObserver, locked
-from modicum.study.launchers import LAUNCHERS, Launcher, Local, local, parse
+from modicum.study.launchers import LAUNCHERS, Launcher, LocalProcesses, local, parse
 from modicum.training.loop import train
 from modicum.types import FolderError, RunInterrupted, UserError
 
@@ -193,7 +193,7 @@ def test_what_a_signal_ends_goes_on_and_has_not_failed(
     forkserver._forkserver._stop()
     heard = Heard()
     try:
-        run_all(cells, Local(), heard)
+        run_all(cells, LocalProcesses(), heard)
     finally:
         forkserver._forkserver._stop()  # for other tests it loads the libraries
     assert [(c.done, c.failure) for c in cells] == [(True, "")] * len(times)
@@ -248,7 +248,7 @@ def test_a_server_that_is_killed_while_it_starts_is_one_line(
     monkeypatch.setattr(ForkServerProcess, "start", killed)
     cells = [Cell("one", TrainConfig(out=str(tmp_path / "one")), "base")]
     with pytest.raises(FolderError, match="runs was killed; interrupted; the same"):
-        run_all(cells, Local(), Heard())
+        run_all(cells, LocalProcesses(), Heard())
     assert not cells[0].failure
 
 
@@ -319,7 +319,7 @@ def test_a_cell_that_is_asked_to_end_has_not_failed(quick: TrainConfig, tmp_path
     base = evaluated_base(quick, tmp_path / "base")
     mine = cell(quick, tmp_path / "cell", base.folder, reward=REWARD.format("ends"))
     with pytest.raises(RunInterrupted, match="the same command goes on") as caught:
-        run_all([mine], Local(), Heard())
+        run_all([mine], LocalProcesses(), Heard())
     assert caught.value.number == signal.SIGTERM
     assert mine.summary == "stopped"
     assert list((mine.folder / "checkpoints").glob("step-*"))
@@ -337,7 +337,7 @@ def test_what_a_launcher_cannot_do_is_one_line(monkeypatch: pytest.MonkeyPatch) 
     ):
         with pytest.raises(UserError, match=message):
             parse(text, jobs)
-    assert parse("local(jobs=2)") == parse("local", 2) == Local(2)
+    assert parse("local(jobs=2)") == parse("local", 2) == LocalProcesses(2)
     assert parse("slurm(array=8)") == parse("slurm(jobs=8)") == parse("slurm", 8)
 
 

@@ -22,7 +22,7 @@ from modicum.training import checkpoint, session, step
 from modicum.types import Row, UserError
 from modicum.updates import UPDATES
 from modicum.updates.adapter import AdapterPrepared
-from modicum.updates.products import preview
+from modicum.updates.preview import preview
 from modicum.updates.proofs import combined, fingerprints
 from modicum.updates.schedule import Schedule
 from rows import IDS, batch_of

@@ -20,7 +20,7 @@ from modicum.training.loop import train
 from modicum.types import RunStopped, UserError
 from modicum.updates import UPDATES
 from modicum.updates.adapter import Adapter
-from modicum.updates.products import preview
+from modicum.updates.preview import preview
 from modicum.updates.proofs import ChangeProof
 
 IDS = torch.tensor([[40, 41, 42, 43, 44, 45], [50, 51, 52, 53, 54, 55]])

@@ -12,7 +12,7 @@ from modicum import spec, updates
 from modicum.types import UserError
 from modicum.updates.dense import split
 from modicum.updates.layout import depth, layer_of, layout
-from modicum.updates.products import preview
+from modicum.updates.preview import preview
 
 EMBEDDING, HEAD, NORM = "model.embed_tokens.weight", "lm_head.weight", "model.norm.weight"
 

@@ -23,7 +23,7 @@ from modicum.updates.base import Method, Prepared
 from modicum.updates.matrices import Apollo, ApolloMini, GaLore, Muon, basis_of, flattened
 from modicum.updates.members import AdamWRule
 from modicum.updates.optimizers import Optimized, Sgd
-from modicum.updates.products import preview
+from modicum.updates.preview import preview
 from rows import batch_of
 from test_updates import take_steps
 

@@ -18,7 +18,7 @@ from modicum.models.precision import Masters
 from modicum.training import checkpoint, session, step
 from modicum.training.loop import train
 from modicum.types import RunStopped, UserError
-from modicum.updates.products import preview
+from modicum.updates.preview import preview
 from modicum.updates.sparse import best, count
 from test_updates import batch_of, take_steps
 

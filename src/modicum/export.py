@@ -17,7 +17,7 @@ from torch import Tensor
 from modicum import runs
 from modicum.config import TrainConfig, Trust
 from modicum.engine import Policy
-from modicum.engine.policy import REFUSALS
+from modicum.engine.probe import REFUSALS
 from modicum.models.adapters import merged, quiet
 from modicum.models.four_bit import packed, unpack
 from modicum.models.identity import Identity

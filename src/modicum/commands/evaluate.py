@@ -54,7 +54,7 @@ def run_extrapolate(args: list[str]) -> int:
     options = settled(given(EvaluateConfig, found), place, "options")
 
     from modicum.display import Display
-    from modicum.training.checkpoint import Extrapolation
+    from modicum.training.extrapolation import Extrapolation
 
     line, points = Extrapolation(saved, first, last), []
     with Display() as display:

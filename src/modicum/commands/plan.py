@@ -135,7 +135,7 @@ def run_updates(args: list[str]) -> int:
         ]
         return printed(found.json, entries, filled("updates.txt", entries=entries))
 
-    from modicum.updates.products import preview
+    from modicum.updates.preview import preview
 
     result = preview(updates.parse(found.expression), options.model, options.trust, options.base)
     return printed(found.json, asdict(result), result.text())

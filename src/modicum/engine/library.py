@@ -2,7 +2,7 @@
 
 Prompts of unequal length are padded on the left for sampling and masked; for training, rows are
 padded on the right, where causal attention never looks. It is what the split engine is tested
-against. What an architecture cannot do, `engine.policy.probe` finds out before anything is sampled.
+against. What an architecture cannot do, `engine.probe.probe` finds out before anything is sampled.
 
 Shapes: P prompt, G member, B = P x G rows, T token, N completion tokens laid end to end,
 H hidden, V vocabulary.
@@ -41,7 +41,7 @@ class Abilities:
 
 
 FOUND: WeakKeyDictionary[Any, Abilities] = WeakKeyDictionary()
-"""By model, what `engine.policy.probe` found; a model that was not probed can do all."""
+"""By model, what `engine.probe.probe` found; a model that was not probed can do all."""
 NOTES = {
     "padded": "",
     "equal": "the cache of the architecture {!r} knows no padding: prompts of one length are sampled"

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import AttentionInterface
 
-from modicum.models import device as gpu
+from modicum.models import flash
 from modicum.models.device import up
 
 NAME = "modicum"
@@ -164,17 +164,17 @@ class Packed:
         self.left_PL, self.left_there_PL, self.left_N, self.right_N, *self.more = made[7:]
         self._masks: dict[int | None, tuple[Tensor | None, Tensor]] = {}
         self.lengths = (prompt_lengths, row_prompts, row_lengths)
-        self._keys: gpu.Keys | None = None
+        self._keys: flash.Keys | None = None
 
     def attend(
         self, layer: int, q_NHD: Tensor, k_NKD: Tensor, v_NKD: Tensor, rule: ScoreRule
     ) -> Tensor:
         """Prompts look at themselves, rows at their prompt and themselves, all backwards."""
         head = q_NHD.shape[-1]
-        if self.store is None and gpu.fits(q_NHD.device, q_NHD.dtype, head, rule.softcap):
+        if self.store is None and flash.fits(q_NHD.device, q_NHD.dtype, head, rule.softcap):
             if self._keys is None:
-                self._keys = gpu.keys_of(*self.lengths, self.where_N.device)
-            return gpu.attend(self._keys, q_NHD, k_NKD, v_NKD, rule.scaling, rule.window)
+                self._keys = flash.keys_of(*self.lengths, self.where_N.device)
+            return flash.attend(self._keys, q_NHD, k_NKD, v_NKD, rule.scaling, rule.window)
         if not self.tight:
             q_NHD, k_NKD, v_NKD = (
                 _Spread.apply(x, self.token_M, self.where_N) for x in (q_NHD, k_NKD, v_NKD)

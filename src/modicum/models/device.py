@@ -2,14 +2,11 @@
 
 Each is asked for, or chosen, by device; on a CPU all is as if this module were not there.
 
-Shapes: N tokens laid end to end, H hidden or query head, V vocabulary, M keys, one list a sequence after
-the other, S sequence and one more, K key/value head, D size of a head.
+Shapes: N token, H hidden, V vocabulary.
 """
 
-import inspect
 from collections.abc import Sequence
 from functools import cache
-from itertools import accumulate
 from typing import Any
 
 import torch
@@ -17,9 +14,6 @@ from torch import Tensor, nn
 
 ALIGNED = 16  # bytes, for a view of any dtype
 LOW = (torch.bfloat16, torch.float16)
-OLDEST, LARGEST_HEAD = (8, 0), 256  # compute capability, and size of a head, of its kernel
-Keys = tuple[tuple[Tensor, ...], tuple[int, int]]
-"""Which tokens sequences look at [M], where each begins among queries and among these [S]; the longest."""
 
 
 def up(device: torch.device, *tensors: Tensor) -> tuple[Tensor, ...]:
@@ -88,57 +82,3 @@ def logits(head: nn.Module, hidden_NH: Tensor) -> Tensor:
     if plain and widens(hidden_NH.device, hidden_NH.dtype):
         return Widened.apply(hidden_NH, head.weight)  # type: ignore[no-any-return]
     return head(hidden_NH)  # type: ignore[no-any-return]
-
-
-# Attention of sequences of any lengths laid end to end (`varlen_attn`), where torch and the GPU have it.
-# A causal mask is aligned to the end where there are more keys than queries, so a row whose keys are its
-# prompt's and its own looks at all of its prompt. The padded way (`attention.weigh`) is the reference.
-
-
-@cache
-def varlen() -> Any:
-    """torch's function, or None in one that is too old."""
-    try:
-        from torch.nn.attention.varlen import varlen_attn as found
-    except ImportError:
-        return None
-    return found if "window_size" in inspect.signature(found).parameters else None
-
-
-def fits(device: torch.device, dtype: torch.dtype, head: int, softcap: float | None) -> bool:
-    """Whether there is such a kernel for heads of this size, scores with or without a cap."""
-    there = device.type == "cuda" and suits(dtype, head, softcap) and varlen() is not None
-    return there and torch.cuda.get_device_capability(device) >= OLDEST
-
-
-def suits(dtype: torch.dtype, head: int, softcap: float | None) -> bool:
-    """Whether its kernel is for such heads."""
-    return dtype in LOW and softcap is None and head % 8 == 0 and head <= LARGEST_HEAD
-
-
-def keys_of(prompts: Sequence[int], of: Sequence[int], rows: Sequence[int], device: Any) -> Keys:
-    """Those of prompts of such lengths, and of rows that each go on from one `of` them."""
-    starts = [0, *accumulate([*prompts, *rows])]
-    seen = [[*range(a, a + n)] for a, n in zip(starts, [*prompts, *rows], strict=False)]
-    seen = seen[: len(prompts)] + [
-        seen[p] + own for p, own in zip(of, seen[len(prompts) :], strict=True)
-    ]
-    ends = [0, *accumulate(map(len, seen))]
-    token_M = torch.tensor([token for tokens in seen for token in tokens])
-    queries_S, keys_S = (torch.tensor(at, dtype=torch.int32) for at in (starts, ends))
-    longest = max(*prompts, *rows, 0), max(map(len, seen))
-    return up(device, token_M, queries_S, keys_S), longest
-
-
-def attend(
-    keys: Keys, q_NHD: Tensor, k_NKD: Tensor, v_NKD: Tensor, scaling: float, window: int | None
-) -> Tensor:
-    """Attention [N, H, D] of every sequence to its keys, backwards, as far back as a window."""
-    (token_M, *starts), longest = keys
-    k_MKD, v_MKD = (x.index_select(0, token_M) for x in (k_NKD, v_NKD))
-    more: dict[str, Any] = {"enable_gqa": True}
-    if "enable_gqa" not in inspect.signature(varlen()).parameters:  # torch 2.11
-        times, more = q_NHD.shape[1] // k_NKD.shape[1], {}
-        k_MKD, v_MKD = (x.repeat_interleave(times, 1) for x in (k_MKD, v_MKD))
-    more |= {"window_size": (-1 if window is None else window - 1, 0), "scale": scaling}
-    return varlen()(q_NHD, k_MKD, v_MKD, *starts, *longest, **more)  # type: ignore[no-any-return]

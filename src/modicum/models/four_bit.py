@@ -54,7 +54,7 @@ def packed_bytes(size: int, double: bool) -> int:
     return -(-size // 2) + (blocks + 4 * -(-blocks // NESTED) + 4 if double else 4 * blocks)
 
 
-class Product(torch.autograd.Function):
+class UnpackedProduct(torch.autograd.Function):
     """x W^T + b of a table x, of which only x and b can have a gradient."""
 
     @staticmethod
@@ -87,7 +87,7 @@ class FourBit(nn.Linear):
 
     def forward(self, input: Tensor) -> Tensor:
         """The product with the unpacked weight; `input` is [..., in]."""
-        out: Tensor = Product.apply(input.flatten(0, -2), self.weight, self.bias)
+        out: Tensor = UnpackedProduct.apply(input.flatten(0, -2), self.weight, self.bias)
         return out.unflatten(0, input.shape[:-1])  # out here, or nothing could be added in place
 
 

@@ -28,7 +28,7 @@ def here(tensor: Any) -> Any:
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
-class Piece(Master):
+class ShardedMaster(Master):
     """Rows of an fp32 copy. Its gradient is a whole one, of which the others have a part each."""
 
     def __init__(self, parameter: nn.Parameter, team: "Zero", scale: LossScale) -> None:
@@ -58,7 +58,7 @@ class Piece(Master):
         return float(max(self.team.lines([found])))
 
 
-class Pieces(Masters):
+class ShardedMasters(Masters):
     """Masters that lie in pieces."""
 
     in_pieces = True
@@ -68,7 +68,7 @@ class Pieces(Masters):
         super().__init__(*given)
 
     def add(self, name: str, parameter: nn.Parameter, entries: Tensor | None = None) -> None:
-        self.held[name] = Piece(parameter, self.team, self.scale)
+        self.held[name] = ShardedMaster(parameter, self.team, self.scale)
 
     def norms(self, gradients: Mapping[str, Tensor]) -> tuple[Tensor, float]:
         squares = torch.stack(torch._foreach_norm([here(g) for g in gradients.values()])).square()
@@ -99,7 +99,7 @@ class Zero(Ddp):
 
     def masters(self, prepared: Prepared, *given: Any) -> Masters:
         self.masters_fit(prepared)
-        return Pieces(self, prepared.active, None, *given)
+        return ShardedMasters(self, prepared.active, None, *given)
 
     def whole(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         found = ((name, self.joint(tensor)) for name, tensor in tensors.items())

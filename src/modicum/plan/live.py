@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 
-from modicum.models import device as flash
+from modicum.models import flash
 from modicum.plan.heap import Heap
 
 META = torch.device("meta")

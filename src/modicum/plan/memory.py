@@ -26,7 +26,7 @@ from modicum.plan.trace import ResidentBytes, Trace
 from modicum.types import Problem
 from modicum.updates.base import Prepared
 from modicum.updates.layout import depth
-from modicum.updates.products import optimizer_bytes
+from modicum.updates.preview import optimizer_bytes
 
 MASTER = 4  # bytes of an fp32 number
 # Code that is loaded when it is first used, thread pools; the context of a GPU.

@@ -22,7 +22,7 @@ from modicum.study import design
 from modicum.study.cell import BUSY, TAKEN, Cell
 from modicum.study.design import PlannedArm, Study
 from modicum.study.launchers import Launcher
-from modicum.study.launchers.local import GOES_ON, Handle, Runner
+from modicum.study.launchers.base import GOES_ON, Handle, Runner
 from modicum.types import FolderError, RunInterrupted, UserError
 
 POLL_SECONDS, LOOK_SECONDS = 0.25, 2.0  # between looks at our own cells, and at those of others

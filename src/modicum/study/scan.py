@@ -127,7 +127,7 @@ def run_scan(
 def _fitting(scan: Scan, config: TrainConfig) -> tuple[list[Unit], list[str]]:
     from modicum import updates
     from modicum.updates.layout import PARTS
-    from modicum.updates.products import preview
+    from modicum.updates.preview import preview
 
     whole = preview(updates.parse(FULL), config.model, config.trust)
     found: dict[tuple[str, ...], Unit] = {}

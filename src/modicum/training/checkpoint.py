@@ -1,24 +1,15 @@
 """Checkpoints: the fp32 values of what trains, the optimizer's state, counters, curriculum.
 
-Nothing is in them that the config, the seed and the base model give again. Those of a run are also points
-of a line: how straight it is, and the policy further along it, where nothing is trained,
-
-    theta_b + k (theta_b - theta_a)      theta the fp32 numbers that train, a < b two steps
-
-docs/rivals.md says what of it is measured; that comes from the products of the changes since step 0, the
-base, a small table.
+Nothing is in them that the config, the seed and the base model give again.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
 
-import torch
-from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from torch import Tensor
 
 from modicum import runs
 from modicum.config import TrainConfig
@@ -33,7 +24,6 @@ KEYS = {
     *(field.name for field in fields(Counters)),
     *(HASHES.keys() - {"adapter_hash"}),  # which few have
 }
-Theta = dict[str, Tensor]
 
 
 def save(session: Session, run: runs.Run, step: int) -> Path:
@@ -150,63 +140,3 @@ def reload(
     _restore_policy(session, at, tensors, state)
     session.config = config
     return session
-
-
-class Extrapolation:
-    """Through two steps of a run; `at` is told k, and a call gives the policy there."""
-
-    def __init__(self, saved: Mapping[int, Path], first: int, last: int) -> None:
-        self.saved, self.first, self.last, self.k = saved, first, last, 1.0
-        self.thetas: dict[int, Theta] = {}
-
-    def __call__(self, folder: Path, config: TrainConfig, parts: RunParts) -> Session:
-        """`checkpoint.reload`, moved k times as far as from the first step to the last."""
-        session = reload(folder, config, parts, self.saved[self.last], self._begin)
-        one, two = self.thetas[self.first], self.thetas[self.last]
-        held, optimization = session.prepared.trainable, session.optimization
-        with torch.no_grad():
-            for name, parameter in {**held, **optimization.masters.tensors}.items():
-                parameter.copy_(two[name] + self.k * (two[name] - one[name]))
-        optimization.masters.publish()
-        session.policy.follow(session.prepared)
-        return session
-
-    def _begin(self, session: Session) -> None:
-        now = {**session.prepared.trainable, **session.optimization.masters.tensors}
-        start = {name: p.detach().float().cpu().clone() for name, p in now.items()}
-        self.thetas = {0: start} | {n: _stored(path, start) for n, path in self.saved.items()}
-
-    def straight(self) -> dict[str, dict[str, float | None]]:
-        """R2 and the share of the first direction, of every tensor and (with no name) of all."""
-        steps, tables = list(self.thetas), dict[str, Tensor]()
-        for name, start in self.thetas[0].items():
-            moved = torch.stack([(self.thetas[n][name] - start).flatten() for n in steps]).double()
-            tables[name] = moved @ moved.T
-        tables[""] = torch.stack(list(tables.values())).sum(0)
-        return {name: straightness(steps, table) for name, table in tables.items()}
-
-
-def straightness(steps: list[int], table: Tensor) -> dict[str, float | None]:
-    """Both numbers from the products [S, S] of changes; None: nothing moved, or under three points."""
-    at = torch.tensor(steps, dtype=torch.float64)
-    at = (at - at.mean()) / (at - at.mean()).norm()
-    total, spread = float(table.trace()), float(table.trace() - table.mean() * len(steps))
-    if total <= 0 or len(steps) < 3:
-        return {"r2": None, "first_direction": None}
-    share = float(torch.linalg.eigvalsh(table)[-1]) / total
-    return {"r2": float(at @ table @ at) / spread, "first_direction": share}
-
-
-def _stored(path: Path, start: Theta) -> Theta:
-    """What trains as a checkpoint has it; what has not trained by then is as at the start."""
-    file, _ = runs.read_checkpoint(path)
-    with safe_open(file, "pt") as held:
-        there = set(held.keys())
-        found = {n: held.get_tensor(f"value/{n}") for n in start if f"value/{n}" in there}
-    other = [n for n, value in found.items() if value.shape != start[n].shape]
-    if other or any(key.startswith("base/") for key in there):
-        raise UserError(
-            f"{path}: which entries train was chosen on the way, so that checkpoints hold other"
-            " numbers, through which there is no line"
-        )
-    return start | found

@@ -2,29 +2,20 @@
 
 A matrix costs one product a token for its own gradient, if it trains, and one for that of its
 input, if anything that trains comes before it ("Backward cost" in docs/updates.md).
-
-And the preview of an update, before any weight is loaded: the model is built from its config on
-torch's meta device, with names and shapes and no memory.
 """
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from statistics import fmean as mean
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
-from modicum.config import Trust
 from modicum.models.four_bit import count
 from modicum.models.linear import is_matrix
-from modicum.models.load import read_config, skeleton, structure
-from modicum.report.words import environment
-from modicum.updates.base import Prepared, Update
-from modicum.updates.layout import depth, layout
+from modicum.updates.base import Prepared
+from modicum.updates.layout import depth
 
 ADAPTER = "default"  # PEFT's name of the only adapter
-GRADIENT_BYTES = 4  # of a trained number
 Trains = Callable[[Any], bool]  # whether a parameter, or any in a module, trains
 
 # What a layer does in order; the first line that fits a name is its stage.
@@ -112,76 +103,3 @@ def backward_products(
         for link in chain.links:
             yield Product(name, layer, link.numbers, link.trains + after, base=False)
             after = after or link.trains
-
-
-@dataclass(frozen=True)
-class Preview:
-    """What an update trains; sizes in numbers or bytes, shares of the model or of full training.
-    Under a schedule `parameters`, the bytes and `backward_share` are what is expected on average of
-    what trains at a time; `tensors`, `ever` and `names` are of all that may."""
-
-    update: str
-    model: str
-    tensors: int
-    parameters: int
-    ever: int
-    total_parameters: int
-    share: float
-    gradient_bytes: int
-    optimizer_bytes: int
-    lowest_layer: int | None  # num_layers: only what is above; None: the embedding
-    num_layers: int
-    backward_share: float  # matrix work of backward, as a share of that of full training
-    notes: list[str]
-    names: list[str]
-
-    def text(self) -> str:
-        return environment().get_template("preview.txt").render(vars(self)).rstrip()
-
-
-def preview(update: Update, model: str, trust: Trust | None = None, base: str = "") -> Preview:
-    """The preview of `update` on the model that `model` names (its config alone is read)."""
-    bare = skeleton(read_config(model, trust, base), trust=trust)
-    num_layers = layout(bare).num_layers
-    prepared = update.apply(structure(bare, model, trust, base), seed=0)
-    total = sum(p.numel() for p in prepared.model.parameters())
-    trained, schedule, lowest = prepared.trainable, prepared.schedule, prepared.lowest_ever
-    sizes = {n: schedule.size(n, p) for n, p in trained.items()}
-    moments = {name: optimizer_bytes(prepared, name) for name in trained}
-    typical = schedule.typical(trained)
-
-    def average(of: dict[str, int]) -> float:
-        return mean(sum(of[name] for name in chosen) for chosen in typical)
-
-    # Of tensors of which only entries train one has its whole gradient at a time.
-    partial = {n: p.numel() if sizes[n] < p.numel() else 0 for n, p in trained.items()}
-    one = mean(max(partial[name] for name in chosen) for chosen in typical)
-    shares = (
-        backward_share(prepared, {n: trained[n] for n in chosen}, num_layers) for chosen in typical
-    )
-    return Preview(
-        update=str(update),
-        model=model,
-        tensors=len(trained),
-        parameters=round(average(sizes)),
-        ever=sum(sizes.values()),
-        total_parameters=total,
-        share=average(sizes) / total,
-        gradient_bytes=round(GRADIENT_BYTES * (average(sizes) + one)),
-        optimizer_bytes=(
-            sum(moments.values()) if schedule.policy == "keep" else round(average(moments))
-        ),
-        lowest_layer=None if lowest < 0 else lowest,
-        num_layers=num_layers,
-        backward_share=mean(shares),
-        notes=prepared.notes,
-        names=sorted(trained),
-    )
-
-
-def optimizer_bytes(prepared: Prepared, name: str) -> int:
-    """Bytes that the optimizer keeps of a tensor, or of the entries of it that train."""
-    parameter = prepared.trainable[name]
-    size = prepared.schedule.size(name, parameter)
-    whole = size == parameter.numel()
-    return prepared.rule.state_bytes(name, parameter.shape if whole else torch.Size([size]))

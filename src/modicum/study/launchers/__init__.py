@@ -7,10 +7,11 @@ suite (tests/test_study_launch.py) picks it up; docs/launchers.md explains each.
 from dataclasses import replace
 
 from modicum import spec
+from modicum.study.launchers.base import Launcher
 from modicum.study.launchers.cluster import Ray, Slurm
-from modicum.study.launchers.local import Here, Launcher, Local
+from modicum.study.launchers.local import Here, LocalProcesses
 
-LAUNCHERS: dict[str, type[Launcher]] = {cls.name: cls for cls in (Here, Local, Slurm, Ray)}
+LAUNCHERS: dict[str, type[Launcher]] = {cls.name: cls for cls in (Here, LocalProcesses, Slurm, Ray)}
 
 
 def parse(text: str | Launcher, jobs: int = 1) -> Launcher:

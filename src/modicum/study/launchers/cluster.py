@@ -23,7 +23,7 @@ from modicum.disk import make_folder, write_whole
 from modicum.limits import Natural, Positive
 from modicum.runs import read_object
 from modicum.study.cell import Cell
-from modicum.study.launchers.local import LOST, Handle, Launcher, Runner
+from modicum.study.launchers.base import LOST, Handle, Launcher, Runner
 from modicum.types import UserError
 
 GRACE_SECONDS = 120.0  # in which cancelled cells end in order
@@ -39,7 +39,7 @@ def _library(name: str, launcher: str) -> Any:
 
 
 @dataclass(eq=False)
-class Commands(Runner):
+class Scheduler(Runner):
     """A scheduler of commands, by what its library offers; `folder` is for the files of jobs."""
 
     folder: Path
@@ -143,7 +143,7 @@ class Slurm(Launcher):
         def state(job: Any) -> str:
             return f"SLURM says {job.state}" if job.done() else ""
 
-        yield Commands(
+        yield Scheduler(
             place, threads or self.cpus, start, state, lambda job: job.cancel(check=False)
         )
 
@@ -186,7 +186,7 @@ class Ray(Launcher):
                 raise UserError(
                     f"the Ray cluster at {self.address!r} has less than {self} asks for"
                 )
-            yield Commands(
+            yield Scheduler(
                 folder.absolute() / "jobs",
                 threads or self.cpus,
                 lambda commands: [task.remote(list(command)) for command in commands],

@@ -1,79 +1,25 @@
-"""What a launcher is: settings, and what they begin, which runs cells and says how each ended.
-
-And the cells on this machine: in this process, or several at a time, each in one of its own.
-"""
+"""Cells on this machine: in this process, or several at a time, each in one of its own."""
 
 import multiprocessing
 import os
 import signal
 import time
-from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from multiprocessing import connection, resource_tracker
 from multiprocessing.context import ForkServerContext, ForkServerProcess
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from modicum.child import deaf
-from modicum.limits import Natural, Positive
+from modicum.limits import Positive
 from modicum.machine import Interrupts, Stopped
-from modicum.spec import Named
 from modicum.study.cell import Cell, execute, work
+from modicum.study.launchers.base import GOES_ON, LOST, Handle, Launcher, Runner
 from modicum.types import FolderError, RunInterrupted, UserError
 
-GOES_ON = "interrupted; the same command goes on from there"
-LOST = -signal.SIGKILL  # the exit code of what nobody saw end
 PRELOAD = ["modicum.training.loop", "modicum.evaluate", "modicum.display", "peft"]
-
-
-@dataclass(eq=False)
-class Handle:
-    """A cell that was submitted: what its launcher knows it by, and where it runs."""
-
-    cell: Cell
-    job: Any
-    place: Any = None
-
-
-class Runner(ABC):
-    """What runs cells while a study goes."""
-
-    @abstractmethod
-    def submit(self, cell: Cell) -> Handle:
-        """Run a cell; may return before it has begun. UserError where that cannot be."""
-
-    @abstractmethod
-    def ended(self, handles: Sequence[Handle], timeout: float) -> list[Handle]:
-        """Those that have ended; waits for one, `timeout` seconds at most."""
-
-    @abstractmethod
-    def why(self, handle: Handle) -> tuple[int, str]:
-        """The exit code of one that has ended, negative or above 128 for a signal, and words."""
-
-    @abstractmethod
-    def cancel(self, handles: Sequence[Handle], number: int) -> None:
-        """Let them end in order, as by signal `number`, and wait; Ctrl-C then ends them at once."""
-
-
-@dataclass(frozen=True)
-class Launcher(Named, ABC):
-    """One way to run cells; its settings."""
-
-    jobs: Positive = 1  # cells at the same time
-    cpus: Natural = 0  # cores of each; 0: those of this machine, shared
-
-    preempts: ClassVar[bool] = False  # may end a cell for others, which is no fault of the cell
-
-    @property
-    def threads(self) -> int:
-        """Of each cell, where the study says nothing."""
-        return self.cpus or max(1, (os.cpu_count() or 1) // self.jobs)
-
-    @abstractmethod
-    def begin(self, folder: Path, threads: int) -> AbstractContextManager[Runner]:
-        """What runs the cells of a study in `folder`, with so many threads each; 0: its own choice."""
 
 
 @dataclass(frozen=True)
@@ -115,12 +61,14 @@ class Here(Launcher, Runner):
 
 
 @dataclass(frozen=True)
-class Local(Launcher):
+class LocalProcesses(Launcher):
     """So many at a time on this machine, each in a fresh process.
 
     They are forked from a server that has the libraries loaded. A GPU has `per_gpu` places, and a
     run that names none has the GPU of its place alone; `gpus` says which ('0,3'), else all are used
     that CUDA_VISIBLE_DEVICES shows."""
+
+    name: ClassVar[str] = "local"
 
     gpus: str = "auto"
     per_gpu: Positive = 1
