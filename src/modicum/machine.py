@@ -76,22 +76,6 @@ def drop_caches() -> None:
         cuda.empty_cache()
 
 
-class Heap:
-    """Keeps the holes of a heap that is reused (`reuse_memory`) from growing over a long run."""
-
-    GROWN = 1.1  # of what the first step after giving back has left, from where it pays to do so
-
-    def __init__(self) -> None:
-        self.first = 0
-
-    def step(self) -> None:
-        """A step has ended: give back what is free, if the process has grown by much since."""
-        self.first, now = self.first or resident_bytes(), resident_bytes()
-        if now > self.GROWN * self.first:
-            drop_caches()
-            self.first = 0
-
-
 def reset_peak() -> None:
     """Give back what is free, and measure peak memory anew where the system allows it."""
     drop_caches()

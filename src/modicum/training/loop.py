@@ -145,7 +145,6 @@ def _train(
     if "base" not in evaluated:
         evaluated["base"] = _evaluate(session, run, observer, "base", -1, base)
     done, due = first, f"step {first}" not in evaluated
-    heap = machine.Heap()
     try:
         if due:
             _evaluate_within(session, run, observer, done)
@@ -155,7 +154,6 @@ def _train(
                     metrics = run_step(session, run, done, observer)
                 observer.step(metrics)
                 _look(session, observer)
-                heap.step()
                 done += 1
             _evaluate_within(session, run, observer, done)
             with interrupts.whole():
