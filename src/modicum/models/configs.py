@@ -13,11 +13,6 @@ from modicum.types import UserError
 
 # Heads that are no language model's: such a file has none, and a tied one would hide it.
 OTHER_HEAD = re.compile(r"For(?!CausalLM|ConditionalGeneration)[A-Z]|RewardModel")
-# What the text of a model with more parts is called in its file, and in the model of text alone.
-TEXT_NAMES = {
-    r"^(model\.)?(language|text)_model\.(model\.)?(?!lm_head)": "model.",
-    r"^(model\.)?(language|text)_model\.lm_head\.": "lm_head.",
-}
 KNOWN = tomllib.loads(Path(__file__).with_name("families.toml").read_text(encoding="utf-8"))
 
 

@@ -13,12 +13,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from modicum.models.configs import KNOWN
 from modicum.models.load import inner
 
 # Linear layers by class that give more than one product: a choice of experts, products of groups.
 OTHER = ("Router", "GroupedLinear")
-# Whose forward makes states of the dtype of the head, before it calls that.
-ASKING = ("falcon_mamba", "hy_v4", "mamba", "mamba2", "xlstm")
 MAX_ROWS = 128  # beyond, the usual order is as fast
 
 
@@ -124,7 +123,7 @@ def widened(model: nn.Module) -> Iterator[None]:
         handles.append(module.register_forward_hook(lambda _, __, out: out.float()))
         others.remove(module)
     units = [*((m, m, _all) for m in layers), *((m, m, _own) for m in others)]
-    if base.config.model_type in ASKING:
+    if base.config.model_type in KNOWN["asking"]:
         units.append((base, base.get_output_embeddings(), _own))
     for unit, whose, tensors in units:
         old: list[tuple[Tensor, Tensor]] = []

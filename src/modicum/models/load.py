@@ -151,7 +151,7 @@ def load(
     rest = {
         **(placed(where, source) | ({"device_map": None} if pack else {})),
         "dtype": DTYPES[dtype],
-        "key_mapping": configs.TEXT_NAMES if composed else None,
+        "key_mapping": configs.KNOWN["text_names"] if composed else None,
         "use_safetensors": None if trust.pickled_weights or source.gguf else True,
         "output_loading_info": True,
         **source.arguments,

@@ -8,17 +8,14 @@ from collections.abc import Collection
 
 from torch import nn
 
+from modicum.models.configs import KNOWN
 from modicum.models.four_bit import count, plain, put
 from modicum.models.linear import is_matrix
 from modicum.types import UserError
 from modicum.updates.base import Prepared, Selection, Update, selected
-from modicum.updates.layout import LAYER, layer_of
+from modicum.updates.layout import WORDS, layer_of
 from modicum.updates.products import ADAPTER
 
-# Mamba's mixers read the weight of the first and do not call it; the kernels of these do the same
-# with the second, which PEFT refuses.
-READ, FUSED = "dt_proj", "out_proj"
-MAMBAS = ("falcon_h1", "falcon_mamba", "mamba", "mamba2", "nemotron_h")
 MOST_SHOWN = 4
 WORTH_SAYING = 0.05  # routers, short convolutions and the like are less
 
@@ -26,8 +23,8 @@ WORTH_SAYING = 0.05  # routers, short convolutions and the like are less
 def linear_layers(model: nn.Module, where: Selection | None) -> list[str]:
     """Names of the layers to adapt: the selected ones with a matrix, or all but the head."""
     head = model.get_output_embeddings()  # type: ignore[operator]
-    mamba = model.config.model_type in MAMBAS  # type: ignore[union-attr]
-    unfit = (READ, FUSED) if mamba else (READ,)
+    fused = model.config.model_type in KNOWN["mambas"]  # type: ignore[union-attr]
+    unfit = ("dt_proj", "out_proj") if fused else ("dt_proj",)  # read, and not called
     named = model.named_modules()
     linear = {n: m for n, m in named if is_matrix(m) and n.rpartition(".")[2] not in unfit}
     if where is None:
@@ -59,7 +56,7 @@ def unreached(model: nn.Module, where: Selection | None, reached: Collection[str
             continue
         total += count(parameter)
         if not {name, name.rpartition(".")[0]} & set(reached):
-            kind = LAYER.sub(lambda at: at[0].replace(at[1], "*"), name, count=1)
+            kind = WORDS["layer"].sub(lambda at: at[0].replace(at[1], "*"), name, count=1)
             left[kind] = left.get(kind, 0) + count(parameter)
             if _of_experts(name, parameter):
                 hint = "; lora(experts=True) takes the experts in"
