@@ -31,6 +31,7 @@ class Ranks(Schedule):
 
     edits_gradients = True
     kept_numbers = 3  # importances and their averages
+    follows_length = True
 
     def __init__(
         self, update: "AdaLora", model: Any, trainable: Mapping[str, nn.Parameter]

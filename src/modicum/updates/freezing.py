@@ -33,6 +33,7 @@ class FreezingSchedule(Schedule):
     remembered = ("since", "lowest", "norms")
     remembered_tensors = ("sums",)
     kept_numbers = 1  # sums of gradients
+    follows_length = True
 
     def __init__(self, method: Any, model: nn.Module, chosen: Named, seed: int) -> None:
         super().__init__()

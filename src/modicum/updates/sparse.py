@@ -54,7 +54,7 @@ class Warmup(Schedule):
     def __init__(self, method: Any, model: nn.Module, chosen: Named, seed: int) -> None:
         super().__init__()
         self.trainable, self.keep, self.steps = chosen, method.keep, method.warmup
-        self.fisher = method.by == "fisher"
+        self.ever_by_group = self.fisher = method.by == "fisher"
         self.totals: dict[str, Tensor] = {}
         self.seen = 0  # steps that were measured
         self.groups = 0
@@ -68,16 +68,8 @@ class Warmup(Schedule):
             )
 
     @property
-    def follows_length(self) -> bool:
-        return False  # it only checks that steps are left
-
-    @property
     def by_group(self) -> bool:  # type: ignore[override]
         return self.fisher and not self.decided
-
-    @property
-    def ever_by_group(self) -> bool:
-        return self.fisher
 
     @property
     def holds(self) -> bool:  # type: ignore[override]

@@ -111,6 +111,7 @@ class SnrSchedule(Weighing):
     remembered = (*Weighing.remembered, "groups")
     remembered_tensors = ("means", "squares")
     kept_numbers = 2  # means and squares over groups
+    ever_by_group = True
 
     def __init__(self, method: Any, model: nn.Module, chosen: Named, seed: int) -> None:
         super().__init__(method, model, chosen, seed)
