@@ -24,6 +24,7 @@ from modicum.engine.base import Changed, Decoding, Engine, Prompts
 from modicum.models.device import index, up
 from modicum.models.linear import replaced
 from modicum.models.load import inner
+from modicum.report.words import say
 from modicum.types import Row
 
 CACHES = ("cache", "state")  # what forwards call it, in their arguments and in what they give
@@ -42,13 +43,6 @@ class Abilities:
 
 FOUND: WeakKeyDictionary[Any, Abilities] = WeakKeyDictionary()
 """By model, what `engine.probe.probe` found; a model that was not probed can do all."""
-NOTES = {
-    "padded": "",
-    "equal": "the cache of the architecture {!r} knows no padding: prompts of one length are sampled"
-    " together, and the others after them",
-    "none": "the architecture {!r} has no cache that can be used for groups of completions: every"
-    " token is sampled by a whole forward, which is slow",
-}
 
 
 class Given(BaseModelOutputWithPast):
@@ -65,9 +59,10 @@ class LibraryEngine(Engine):
     def __init__(self, model: Any, device: torch.device) -> None:
         self.model = model
         self.can = FOUND.get(inner(model), Abilities())
-        if note := NOTES[self.can.cache]:
-            self.notes = (note.format(inner(model).config.model_type),)
         self.of_one_length = self.can.cache == "equal"
+        if self.can.cache != "padded":
+            kind = repr(inner(model).config.model_type)
+            self.notes = (say("poor_cache", kind=kind, equal=self.of_one_length),)
         super().__init__(inner(model).get_output_embeddings().weight, device)
         if self.can.whole:  # its states are logits
             self.width = self.vocabulary

@@ -25,7 +25,7 @@ from modicum.config import TrainConfig
 from modicum.draws import Taken
 from modicum.objectives.parts import Counts
 from modicum.plan.hardware import this
-from modicum.report.words import aligned, environment
+from modicum.report.words import aligned, filled
 from modicum.training import rate as rates
 from modicum.training.hearing import batch_of
 from modicum.training.session import Session, prepare
@@ -80,10 +80,9 @@ class Probe:
 
     def text(self) -> str:
         """A table for a reader, and what it does not say."""
-        made = environment().get_template("probed.txt").render(probe=self, few=SIGNALS)
-        table, notes = made.split("---\n")
+        table, notes = filled("probed.txt", probe=self, few=SIGNALS).split("---\n")
         rows = [line.split(" | ") for line in table.splitlines()]
-        return "\n".join([*aligned(rows, str.ljust), notes.rstrip()])
+        return "\n".join([*aligned(rows, str.ljust), notes])
 
     @property
     def enough(self) -> bool:

@@ -23,6 +23,7 @@ from modicum.models.precision import Masters
 from modicum.objectives.parts import Counts
 from modicum.plan.sizes import Chosen
 from modicum.recipes import start_rate
+from modicum.report.words import say
 from modicum.runs import Run
 from modicum.training.folder import choices, write_config
 from modicum.training.session import Session
@@ -282,8 +283,5 @@ def far_off(session: Session, heard: Sequence[Heard], rate: float) -> str:
     kl = divergence(after_N - before_N[: len(after_N)]) * (session.learning_rate / rate) ** 2
     if LEAST <= kl <= MOST:
         return ""
-    return (
-        f"a first step moves the policy by {kl:.2g} nats a token, where {TARGET:g} is usual: the rate"
-        f" {session.learning_rate:.2g} is far {'below' if kl < LEAST else 'above'} what such runs"
-        " learn best with (--learning-rate auto)"
-    )
+    side = "below" if kl < LEAST else "above"
+    return say("far_off", kl=kl, target=TARGET, rate=session.learning_rate, side=side)

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from modicum.models.adapters import quiet
+from modicum.report.words import say
 from modicum.types import UserError
 from modicum.updates.base import Method, Prepared, Selection
 from modicum.updates.layout import MERGE
@@ -52,13 +53,7 @@ class AdapterPrepared(Prepared):
     @property
     def notes(self) -> list[str]:
         found = super().notes
-        if self.rewrites_base:
-            found.append(
-                "the start moves a part of the base's weights into the adapter: the reference is"
-                " the adapter's first values, and without the adapter the model is not the base"
-            )
-        if self.given:
-            found.append("the adapter goes on as it is; the reference is the adapter as it was")
+        found += [say("rewritten")] * self.rewrites_base + [say("goes_on")] * self.given
         return found + ([self.left] if self.left else [])
 
     def keep_reference(self) -> None:

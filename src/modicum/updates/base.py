@@ -13,6 +13,7 @@ from typing import Any, ClassVar, Protocol, runtime_checkable
 from torch import Tensor, nn
 
 from modicum.models.adapters import merged
+from modicum.report.words import say
 from modicum.types import UserError
 from modicum.updates.layout import Layout, depth, layout
 from modicum.updates.members import AdamWRule, Kind, Member, Pair, Rule
@@ -81,10 +82,7 @@ class Prepared:
         head = self.model.get_output_embeddings()  # type: ignore[operator, union-attr]
         tied = head is not None and head.weight is inputs.weight
         if tied and any(p is inputs.weight for p in self.trainable.values()):
-            found.append(
-                "head and embedding are one tensor here: training one trains both, and backward"
-                " runs through the whole model"
-            )
+            found.append(say("tied"))
         return found
 
     def activate(self, names: Iterable[str]) -> None:

@@ -10,7 +10,7 @@ import torch
 
 from modicum.config import Trust
 from modicum.models.load import read_config, skeleton, structure
-from modicum.report.words import environment
+from modicum.report.words import filled
 from modicum.updates.base import Prepared, Update
 from modicum.updates.layout import layout
 from modicum.updates.products import backward_share
@@ -40,7 +40,7 @@ class Preview:
     names: list[str]
 
     def text(self) -> str:
-        return environment().get_template("preview.txt").render(vars(self)).rstrip()
+        return filled("preview.txt", **vars(self))
 
 
 def preview(update: Update, model: str, trust: Trust | None = None, base: str = "") -> Preview:

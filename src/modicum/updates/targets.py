@@ -11,6 +11,7 @@ from torch import nn
 from modicum.models.configs import KNOWN
 from modicum.models.four_bit import count, plain, put
 from modicum.models.linear import is_matrix
+from modicum.report.words import say
 from modicum.types import UserError
 from modicum.updates.base import Prepared, Selection, Update, selected
 from modicum.updates.layout import WORDS, layer_of
@@ -50,7 +51,7 @@ def _of_experts(name: str, parameter: nn.Parameter) -> bool:
 def unreached(model: nn.Module, where: Selection | None, reached: Collection[str]) -> str:
     """A sentence on the matrices of layers that are not `reached` by an adapter; empty for few."""
     left: dict[str, int] = {}
-    total, hint = 0, ""
+    total, experts = 0, False
     for name, parameter in selected(model, where).items():
         if parameter.ndim < 2 or layer_of(name) is None:
             continue
@@ -58,17 +59,12 @@ def unreached(model: nn.Module, where: Selection | None, reached: Collection[str
         if not {name, name.rpartition(".")[0]} & set(reached):
             kind = WORDS["layer"].sub(lambda at: at[0].replace(at[1], "*"), name, count=1)
             left[kind] = left.get(kind, 0) + count(parameter)
-            if _of_experts(name, parameter):
-                hint = "; lora(experts=True) takes the experts in"
+            experts = experts or _of_experts(name, parameter)
     share = sum(left.values()) / max(total, 1)
     largest = sorted(left, key=lambda kind: -left[kind])
     shown = ", ".join(largest[:MOST_SHOWN]) + (", ..." if len(largest) > MOST_SHOWN else "")
-    if share < WORTH_SAYING:
-        return ""
-    return (
-        f"the adapter does not reach {share:.0%} of the numbers in the matrices of these layers, which"
-        f" are not called as linear layers: {shown}{hint}"
-    )
+    few = share < WORTH_SAYING
+    return "" if few else say("unreached", share=share, shown=shown, experts=experts)
 
 
 def rest(prepared: Prepared, update: Update, how: str) -> None:
