@@ -151,8 +151,8 @@ def _tried(session: Session, groups: Sequence[Group], batch: Batch) -> tuple[Any
         given = [row for row in batch.rows if row.group % 2 == odd]
         others = range(1 - odd, len(groups), 2)
         held = [row for n in others for row in by_group.get(n) or rates.unpaid(groups, n)]
-        weights_N, group_N = _weights(session, held, batch)
-        with rates.FirstSteps(session, batch, given, held) as tried:
+        half, (weights_N, group_N) = (given, held), _weights(session, held, batch)
+        with rates.FirstSteps(session, batch, half) as tried:
             at, _ = tried.rate(start, 0.03)
             for kl in (0.03, BEST):
                 ratio_N = tried.ratios(at * math.sqrt(kl / 0.03)).expm1()
@@ -161,7 +161,7 @@ def _tried(session: Session, groups: Sequence[Group], batch: Batch) -> tuple[Any
                 gains.append((kl, 2 * float(each_N.sum())))
         # As a run does: the step of no turn of a schedule may go too far.
         turns = rates.turns(session)[1:]
-        lower = [rates.searched(session, batch, (given, held), t, start)[0] for t in turns]
+        lower = [rates.searched(session, batch, half, t, start)[0] for t in turns]
         found.append(min([at, *(math.sqrt(0.03 / rates.TARGET) * rate for rate in lower)]))
     mean = rates.pooled(found)
     made = {f"{kl:g}": mean * math.sqrt(kl / 0.03) for kl in KLS}

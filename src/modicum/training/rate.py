@@ -89,7 +89,7 @@ def searched(
     session: Session, batch: Batch, half: Half, names: frozenset[str], start: float
 ) -> tuple[float, float]:
     """`search` by first steps of the tensors `names`."""
-    with FirstSteps(session, batch, *half, names) as tried:
+    with FirstSteps(session, batch, half, names) as tried:
         return tried.rate(start, TARGET)
 
 
@@ -153,32 +153,23 @@ def unpaid(groups: Sequence[Group], number: int) -> list[Row]:
 class FirstSteps:
     """First steps on some rows, looked at on others; a context that undoes them.
 
-    `given` are the rows of the gradient, `held` those that are looked at, and `batch` has the counts
-    that the loss is divided by. What trains is what trains now, or the tensors `names`, for a
-    schedule that gives others their turn."""
+    `half` has the rows of the gradient and those that are looked at, and `batch` the counts that the
+    loss is divided by. What trains is what trains now, or the tensors `names`, for a schedule that
+    gives others their turn."""
 
     def __init__(
-        self,
-        session: Session,
-        batch: Batch,
-        given: Sequence[Row],
-        held: Sequence[Row],
-        names: frozenset[str] | None = None,
+        self, session: Session, batch: Batch, half: Half, names: frozenset[str] | None = None
     ) -> None:
-        self.session, self.batch, self.given, self.held = session, batch, given, held
+        self.session, self.batch, (self.given, self.held) = session, batch, half
         prepared, self.own = session.prepared, frozenset(session.prepared.active)
-        self.masters = session.optimization.masters
+        self.masters = now = session.optimization.masters
         if names is not None and names != self.own:
             # What sampling kept belongs to another lowest layer.
-            self.given, self.held = (
-                [replace(row, trunk=None) for row in rows] for rows in (given, held)
-            )
-            seed, stochastic = self.masters.seed, self.masters.stochastic
+            self.given, self.held = ([replace(row, trunk=None) for row in rows] for rows in half)
             prepared.activate(names)
             session.policy.follow(prepared)
             some = {n: e for n, e in prepared.schedule.entries.items() if n in names}
-            scale = self.masters.scale
-            self.masters = Masters(prepared.active, some, seed, stochastic, scale)
+            self.masters = Masters(prepared.active, some, now.seed, now.stochastic, now.scale)
 
     def __enter__(self) -> Self:
         tensors = self.masters.tensors
@@ -237,8 +228,8 @@ class FirstSteps:
         who = session.policy, session.prepared, session.objective
         for start in range(0, len(self.given), config.batch.micro_batch):
             rows = self.given[start : start + config.batch.micro_batch]
-            scale = {"scale": self.masters.scale.value}
-            forward_backward(*who, rows, counts, config.sampling, None, **scale)
+            scale = self.masters.scale.value
+            forward_backward(*who, rows, counts, config.sampling, None, scale=scale)
             self.masters.collect()
 
     def _optimizer(self, rate: float) -> torch.optim.Optimizer:

@@ -35,15 +35,10 @@ class AdapterPrepared(Prepared):
     reference_known = True
 
     def __init__(
-        self,
-        model: nn.Module,
-        trainable: Named,
-        adapter: "Adapter",
-        given: bool = False,
-        left: str = "",
+        self, model: nn.Module, trainable: Named, adapter: "Adapter", given: bool = False
     ) -> None:
         super().__init__(model, trainable, adapter.schedule(model, trainable))
-        self.adapter, self.given, self.left = adapter, given, left
+        self.adapter, self.given = adapter, given
         self.rewrites_base = adapter.rewrites_base
         # Unless the start has rewritten the base, or was there before.
         self.reference_is_bare = not (self.rewrites_base or given)
@@ -52,9 +47,8 @@ class AdapterPrepared(Prepared):
 
     @property
     def notes(self) -> list[str]:
-        found = super().notes
-        found += [say("rewritten")] * self.rewrites_base + [say("goes_on")] * self.given
-        return found + ([self.left] if self.left else [])
+        more = [say("rewritten")] * self.rewrites_base + [say("goes_on")] * self.given
+        return super().notes + more
 
     def keep_reference(self) -> None:
         """The first values of an adapter that goes on; else it is off, or they are kept already."""
@@ -198,7 +192,9 @@ class Adapter(Method):
         trainable = {
             n: p for n, p in adapted.named_parameters() if p.requires_grad and self.trains(n)
         }
-        return AdapterPrepared(adapted, trainable, self, left=left)
+        prepared = AdapterPrepared(adapted, trainable, self)
+        prepared.told += [left] * bool(left)
+        return prepared
 
     def go_on(self, model: Any, where: Selection | None) -> Prepared:
         """Train the adapter that `model` has already; UserError unless it is this one."""

@@ -64,7 +64,7 @@ class Prepared:
         self.schedule = schedule or Schedule()
         self.rule: Rule = AdamWRule()
         self.drawn = ""  # what the run's seed has drawn, where a selection leaves that to it
-        self.told: list[str] = []  # what the optimizer has to say
+        self.told: list[str] = []  # what the method has to say, and the optimizer
         chosen = {id(p) for p in trainable.values()}
         self.frozen = {n: p for n, p in model.named_parameters() if id(p) not in chosen}
         for parameter in self.frozen.values():
