@@ -165,8 +165,7 @@ def shared(config: TrainConfig, ranks: int) -> TrainConfig:
 def _flops(config: TrainConfig, subject: Subject, lengths: Lengths) -> tuple[StepFlops, float]:
     """The FLOPs of a step, the mean over what may train at a time; of a token's forward."""
     compute, batch, prepared = config.compute, config.batch, subject.prepared
-    kind = (compute.engine, compute.checkpointing)
-    engine = make_engine(prepared.model, torch.device("meta"), prepared.lowest_layer, *kind)
+    engine = make_engine(prepared.model, torch.device("meta"), prepared.lowest_layer, compute)
     goal = subject.objective
     counter = FlopCounter(prepared, engine, batch, goal.needs_reference, goal.entropy_share < 1)
     counter.judged = subject.judge is not None

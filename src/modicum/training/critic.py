@@ -74,9 +74,8 @@ class Critic:
         self.scorer, self.model, self.own = policy.scorer, nn.ModuleDict(), None
         if base is not None:
             self.own = self._applied(base, {p.data_ptr() for p in prepared.trainable.values()})
-            lowest, compute = self.own.lowest_layer, self.config.compute
-            given = (lowest, compute.engine, compute.checkpointing)
-            self.scorer = make(self.own.model, policy.device, *given)
+            lowest = self.own.lowest_layer
+            self.scorer = make(self.own.model, policy.device, lowest, self.config.compute)
             self.scorer.follow(Changed(self.own.active, lowest))
             self.model["model"] = self.own.model
         self.rate = goal.rate or RATES[self.own and self.own.adapter is not None]
