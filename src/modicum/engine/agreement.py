@@ -27,6 +27,7 @@ PRIOR = 4.0  # doubt (1 - p, summed over tokens) that a measurement needs to cou
 CUT = 0.1  # of the tokens, and one, that rounding may move by much: at a cut, in a wild policy
 FIRST = 5  # steps that are all checked
 REMEMBERED = 2**26  # bytes of the step before, at most
+NOT_SAMPLED = "the completions were not sampled from the current policy"
 
 LEAST = {"base": 0.5, "previous": 0.5, "temperature": 0.01}
 """How large a slope must be at least to be a fault."""
@@ -138,12 +139,10 @@ class Agreement:
             self.exact_max = max(self.exact_max, far)
             if not far <= EXACT * self.sharp:
                 self._other_weights(policy, prepared, found, sampling)
-                raise AgreementFailed(
-                    f"in fp32 the log-probs of {name} and library differ by"
-                    f" {np.abs(library_N - other_N).mean():.2g} nats a token"
-                    f"{slopes.looks_like(library_N - other_N, found)}; the completions were not sampled"
-                    " from the current policy, or are not trained as they were sampled"
-                )
+                apart = f"{np.abs(d_N).mean():.2g} nats a token{slopes.looks_like(d_N, found)}"
+                what = f"in fp32 the log-probs of {name} and library differ by {apart}"
+                why = f"{NOT_SAMPLED}, or are not trained as they were sampled"
+                raise AgreementFailed(f"{what}; {why}")
 
     def _other_weights(
         self, policy: Policy, prepared: Prepared, found: Scored, sampling: Sampling
@@ -191,11 +190,9 @@ class Agreement:
             # The sampler prefers tokens that its own rounding has made likelier.
             least = max(LEAST.get(name, EXACT), 4 * self.noise**2)
             if abs(size) > max(least, limit * error):
-                raise AgreementFailed(
-                    f"the log-probs of {way} less the sampler's follow those of"
-                    f" {FAULTS[name][size < 0]}: slope {size:.3g} with standard error"
-                    f" {error:.2g}, where the current policy has 0"
-                )
+                what = f"the log-probs of {way} less the sampler's follow those of"
+                told = f"{FAULTS[name][size < 0]}: slope {size:.3g} with standard error {error:.2g}"
+                raise AgreementFailed(f"{what} {told}, where the current policy has 0")
 
     def _apart(self, other_N: Array, sampler_N: Array, way: str) -> float:
         """Mean |difference|; RunStopped when it is more than rounding."""
@@ -204,11 +201,9 @@ class Agreement:
         d_N = other_N - sampler_N
         mean, far = float(np.abs(d_N).mean()), self._far(d_N, other_N)
         if not far <= 1:
-            raise AgreementFailed(
-                f"log-probs of sampler and {way} differ by {mean:.2g} nats a token,"
-                f" {far:.2g} times what rounding may make; the completions were not sampled from the"
-                " current policy"
-            )
+            apart = f"{mean:.2g} nats a token, {far:.2g} times what rounding may make"
+            what = f"log-probs of sampler and {way} differ by {apart}"
+            raise AgreementFailed(f"{what}; {NOT_SAMPLED}")
         return mean
 
     def report(self) -> str:
@@ -242,7 +237,6 @@ def _finite(values_N: Array, by: str) -> None:
     """RunStopped with what is wrong, where a comparison would only say that it failed."""
     if not np.isfinite(values_N).all():
         count = int((~np.isfinite(values_N)).sum())
-        raise RunStopped(
-            f"the model gives no numbers: {count} of {values_N.size} log-probs of {by} are nan"
-            " or infinite, so that weights or logits are not finite"
-        )
+        which = f"{count} of {values_N.size} log-probs of {by} are nan or infinite"
+        why = "so that weights or logits are not finite"
+        raise RunStopped(f"the model gives no numbers: {which}, {why}")

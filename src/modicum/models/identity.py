@@ -115,10 +115,9 @@ class Identity:
         base whose `hashes` are `known`; `name` is its place now."""
         for key, what in HASHES.items():
             if known.get(key) != self.hashes.get(key):
-                raise UserError(
-                    f"{past} another {what}: its hash differs (it was {known.get(key)!s:.12}, that"
-                    f" of {name} is {self.hashes.get(key)!s:.12})"
-                )
+                was, now = (f"{of.get(key)!s:.12}" for of in (known, self.hashes))
+                why = f"its hash differs (it was {was}, that of {name} is {now})"
+                raise UserError(f"{past} another {what}: {why}")
 
 
 def odd_weights() -> Tensor:

@@ -96,10 +96,8 @@ def _resumed(session: Session, run: runs.Run, note: Callable[[str], None]) -> tu
     folder, config = run.folder, session.config
     changes, digits = _changes(folder, config)
     if LENGTH & changes.keys() and (why := _follows(session)):
-        raise UserError(
-            f"{folder} was begun with other settings {_told(changes)}; its length cannot change,"
-            f" since {why}"
-        )
+        other = f"{folder} was begun with other settings {_told(changes)}"
+        raise UserError(f"{other}; its length cannot change, since {why}")
     finished, saved = (folder / "result.json").exists(), runs.checkpoints(folder)
     if finished and not saved:
         raise UserError(f"{folder} holds a finished run without checkpoints; nothing can go on")
@@ -167,10 +165,8 @@ def _changes(folder: Path, config: TrainConfig) -> tuple[Changes, bool]:
     other = {name: both for name, both in changes.items() if name in stay}
     if other:
         may = ", ".join(name for name, _, _ in settings(now) if name not in stay)
-        raise UserError(
-            f"{folder} was begun with other settings {_told(other)}; it cannot go on with these."
-            f" What may change: {may}"
-        )
+        begun = f"{folder} was begun with other settings {_told(other)}"
+        raise UserError(f"{begun}; it cannot go on with these. What may change: {may}")
     return changes, any(kind == "digits" for kind, _, _ in found.values())
 
 

@@ -60,10 +60,8 @@ class Ranks(Schedule):
             for share in (self.update.warmup, self.update.tail)
         )
         if warmup + tail >= total_steps:
-            raise UserError(
-                f"{self.update}: warmup and tail take {warmup + tail} steps and leave none of the"
-                f" run's {total_steps} to allocate ranks in"
-            )
+            left = f"leave none of the run's {total_steps} to allocate ranks in"
+            raise UserError(f"{self.update}: warmup and tail take {warmup + tail} steps and {left}")
         config = self.config
         config.total_step, config.tinit, config.tfinal = total_steps, warmup, tail
 

@@ -142,10 +142,8 @@ class Adapter(Method):
         for name in found:
             layer = model.get_submodule(name)
             if not (self.turned or isinstance(layer, nn.Linear)):
-                raise UserError(
-                    f"{self}: PEFT puts no {self.name} into a layer of the kind"
-                    f" {type(layer).__name__} ({name}); lora fits"
-                )
+                which = f"a layer of the kind {type(layer).__name__} ({name}); lora fits"
+                raise UserError(f"{self}: PEFT puts no {self.name} into {which}")
             self.check(name, layer)
         return found
 
@@ -222,9 +220,8 @@ class Adapter(Method):
         wanted = {n for n in linear_layers(base, where) if ".lora_" not in n} if where else set()
         odd = wanted ^ {n for n, _ in base.named_modules() if n.endswith(".base_layer")}
         if where and odd:
-            raise UserError(
-                f"{self} @ {where}: the adapter of the model lies elsewhere (first difference:"
-                f" {min(odd).removesuffix('.base_layer')}); leave @ out, it stays where it is"
-            )
+            why = "the adapter of the model lies elsewhere (first difference:"
+            first = f"{min(odd).removesuffix('.base_layer')}); leave @ out, it stays where it is"
+            raise UserError(f"{self} @ {where}: {why} {first}")
         trainable = {n: p for n, p in model.named_parameters() if ".lora_" in n and self.trains(n)}
         return AdapterPrepared(model, trainable, self, given=True)

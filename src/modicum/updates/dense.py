@@ -194,8 +194,6 @@ class BitFit(Selection):
     def names(self, layout: Layout) -> set[str]:
         found = {name for name, place in layout.places.items() if "bias" in place.parts}
         if not found:
-            raise UserError(
-                f"{self}: this model has no bias to train; parts(norm) trains as few numbers,"
-                " lora(rank=1) not many more"
-            )
+            others = "parts(norm) trains as few numbers, lora(rank=1) not many more"
+            raise UserError(f"{self}: this model has no bias to train; {others}")
         return found

@@ -40,10 +40,8 @@ def layer_of(name: str) -> int | None:
 def layout(model: nn.Module) -> Layout:
     """The layout of a Hugging Face causal language model; UserError for an adapter on one."""
     if hasattr(model, "get_base_model"):
-        raise UserError(
-            "the model is an adapter on its base, and a dense update would train below it; lora and"
-            f" its kin train it on, and {MERGE}"
-        )
+        why = "the model is an adapter on its base, and a dense update would train below it"
+        raise UserError(f"{why}; lora and its kin train it on, and {MERGE}")
     inputs = model.get_input_embeddings().weight  # type: ignore[operator, union-attr]
     head = model.get_output_embeddings()  # type: ignore[operator]
     outputs = () if head is None else (head.weight, getattr(head, "bias", None))

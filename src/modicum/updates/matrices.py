@@ -110,10 +110,9 @@ class MatrixMember(OptimizerMember):
             self.treats(name, p.shape) and size(name, p) == p.numel()
             for name, p in prepared.trainable.items()
         ):
-            raise UserError(
-                f"{self}: of what trains here no matrix of a layer has more than {self.rank} rows"
-                f" and columns, so it would be plain AdamW; {smaller}leave it out"
-            )
+            size = f"{self.rank} rows and columns, so it would be plain AdamW"
+            why = f"of what trains here no matrix of a layer has more than {size}"
+            raise UserError(f"{self}: {why}; {smaller}leave it out")
 
 
 class MatrixAdamW(torch.optim.Optimizer):

@@ -59,10 +59,8 @@ class Ia3(Adapter):
         found = linear_layers(model, where)
         fused = [name for name in found if name.endswith(FUSED)]
         if fused:
-            raise UserError(
-                f"ia3: keys and values are no layers of their own in this model ({fused[0]});"
-                " ia3 @ parts(mlp) trains what it can"
-            )
+            why = f"keys and values are no layers of their own in this model ({fused[0]})"
+            raise UserError(f"ia3: {why}; ia3 @ parts(mlp) trains what it can")
         kept = [name for name in found if name.endswith(OUTPUTS + INPUTS)]
         if found and not kept:
             raise UserError(
@@ -159,11 +157,9 @@ class Oft(Adapter):
         sizes: dict[str, Any] = {name: model.get_submodule(name).in_features for name in found}
         for name, size in sizes.items():
             if size % self.block_size:
-                raise UserError(
-                    f"{self}: the input of {name} has {size} numbers, which blocks of"
-                    f" {self.block_size} do not divide; divisors of {gcd(*sizes.values())} fit"
-                    " every layer here"
-                )
+                why = f"{size} numbers, which blocks of {self.block_size} do not divide"
+                hint = f"divisors of {gcd(*sizes.values())} fit every layer here"
+                raise UserError(f"{self}: the input of {name} has {why}; {hint}")
         return found
 
     def settings(self, targets: list[str], seed: int) -> dict[str, Any]:
@@ -190,10 +186,9 @@ class Shira(Adapter):
     def check(self, name: str, layer: Any) -> None:
         out, size = layer.weight.shape
         if self.rank * (out + size) > out * size:
-            raise UserError(
-                f"{self}: {name} has {out * size} entries, fewer than rank x ({out} + {size});"
-                f" rank is at most {out * size // (out + size)} there"
-            )
+            most = f"rank is at most {out * size // (out + size)} there"
+            fewer = f"{out * size} entries, fewer than rank x ({out} + {size})"
+            raise UserError(f"{self}: {name} has {fewer}; {most}")
 
     def config(self, targets: list[str], seed: int) -> Any:
         config = super().config(targets, seed)

@@ -176,12 +176,10 @@ class ChangeProof(Proof):
 
     def stayed(self, when: str, still: Sequence[str]) -> str:
         move = self.last.get(still[0], 0.0)
-        went = f"though a step went {move:.2g} spacings" if move else ""
-        why = "the optimizer has passed it over" if move is None else went
-        raise RunStopped(
-            f"change proof ({when}): {still[0]} trains and has not changed"
-            f" ({len(still)} such tensors)" + (f", {why}" if why else "")
-        )
+        went = f", though a step went {move:.2g} spacings" if move else ""
+        why = ", the optimizer has passed it over" if move is None else went
+        what = f"{still[0]} trains and has not changed ({len(still)} such tensors)"
+        raise RunStopped(f"change proof ({when}): {what}{why}")
 
 
 def _buffers(prepared: Prepared) -> dict[str, Tensor]:

@@ -62,10 +62,8 @@ class Warmup(Schedule):
 
     def plan(self, total_steps: int) -> None:
         if 0 < total_steps <= self.steps:
-            raise UserError(
-                f"sparse: a warmup of {self.steps} steps leaves none of {total_steps} to train in;"
-                " take a smaller warmup or more steps"
-            )
+            why = f"a warmup of {self.steps} steps leaves none of {total_steps} to train in"
+            raise UserError(f"sparse: {why}; take a smaller warmup or more steps")
 
     @property
     def by_group(self) -> bool:  # type: ignore[override]
@@ -129,21 +127,16 @@ def past_values(folder: Path, model: nn.Module, wanted: Named) -> Callable[[str]
             name, shape = key.removeprefix(VALUE), tuple(file.get_slice(key).get_shape())
             here = tuple(own[name].shape) if name in own else "not"
             if shape != here:
-                raise UserError(
-                    f"{folder} trained {config.update} in {config.model}, and no whole tensors of"
-                    f" this model: {name} is {shape} there and {here} here; a dense run of it fits"
-                )
+                what = f"{config.update} in {config.model}, and no whole tensors of this model"
+                why = f"{name} is {shape} there and {here} here; a dense run of it fits"
+                raise UserError(f"{folder} trained {what}: {why}")
             there.add(name)
     if missing := sorted(wanted.keys() - there):
-        raise UserError(
-            f"{folder} trained {config.update}, and {len(missing)} tensors of this selection not"
-            f" (first: {missing[0]}); select what it trained"
-        )
+        why = f"{len(missing)} tensors of this selection not (first: {missing[0]})"
+        raise UserError(f"{folder} trained {config.update}, and {why}; select what it trained")
     if not next(iter(own.values())).is_meta and weights_hash(model) != state.get("base_hash"):
-        raise UserError(
-            f"{folder} was trained on another base model: its hash differs; that was"
-            f" {config.model} in {config.compute.dtype}"
-        )
+        was = f"its hash differs; that was {config.model} in {config.compute.dtype}"
+        raise UserError(f"{folder} was trained on another base model: {was}")
 
     def value(name: str) -> Tensor:
         with safe_open(path, "pt", device=str(wanted[name].device)) as file:
