@@ -145,11 +145,8 @@ def rehearsal(policy: Policy, groups: Groups, sampling: Sampling, step: int) -> 
 
 def score(policy: Policy, groups: Groups, sampling: Sampling) -> Scored:
     """Log-probs of completions by library and trainer, without what was kept of their way."""
-    rows = [
-        Row(group.prompt, c.tokens, c.logprobs, 0.0, group=number)
-        for number, group in enumerate(groups)
-        for c in group.completions
-    ]
+    told = ((number, g.prompt, c) for number, g in enumerate(groups) for c in g.completions)
+    rows = [Row(prompt, c.tokens, c.logprobs, 0.0, number) for number, prompt, c in told]
     library_N, entropy_N = by(LibraryEngine(policy.model, policy.device), rows, sampling)
     trainer_N, _ = by(policy.scorer, rows, sampling)
     ways = {"trainer": trainer_N, "library": library_N, "exact": library_N}

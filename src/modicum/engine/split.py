@@ -108,8 +108,7 @@ class SplitEngine(Engine):
     `num_layers` that only what lies above the layers does."""
 
     splits: ClassVar[bool] = True
-    way: Way = GROWING
-    """How it decodes."""
+    way: Way = GROWING  # how it decodes
 
     def __init__(self, decoder: Decoder, lowest: int, recomputes: bool = False) -> None:
         self.decoder = decoder

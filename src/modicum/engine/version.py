@@ -29,11 +29,8 @@ def version_of(tensors: Mapping[str, Tensor], adapters: Sequence[Any] = ()) -> s
 
     Of each tensor the bits are summed and xor-ed, which is one pass over it. Layers of an
     adapter count where they are not as in training: off, or merged into the base."""
-    odd = [
-        f"{number} {layer.disable_adapters} {layer.merged}"
-        for number, layer in enumerate(adapters)
-        if layer.disable_adapters or layer.merged
-    ]
+    told = ((n, layer.disable_adapters, layer.merged) for n, layer in enumerate(adapters))
+    odd = [f"{n} {disabled} {merged}" for n, disabled, merged in told if disabled or merged]
     digest = hashlib.sha256("\n".join(odd).encode())
     marks = []
     for name in sorted(tensors):

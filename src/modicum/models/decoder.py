@@ -74,10 +74,7 @@ class Decoder:
         hidden = hidden_NH[None]
         layers = range(start, self.num_layers if stop is None else stop)
         rotate, kinds = self.decoder.rotary_emb, {self._kind(index) for index in layers}
-        rotations = {
-            kind: rotate(hidden, positions_N[None], *(() if kind is None else (kind,)))
-            for kind in kinds
-        }
+        rotations = {k: rotate(hidden, positions_N[None], *([k] if k else [])) for k in kinds}
         again = recompute and torch.is_grad_enabled()
         with self._ours():
             for index in layers:

@@ -53,8 +53,7 @@ class Times:
 class RunPlan:
     """What a run will need."""
 
-    ranks: int
-    """Processes of the run; what follows is of each, but for `trained` and `parameters`."""
+    ranks: int  # processes of the run; what follows is of each, but for `trained` and `parameters`
     model: str
     update: str
     dtype: str

@@ -45,8 +45,7 @@ RATES = {None: 3e-3, True: 1e-3, False: 1e-4}
 class CriticCounters(StepCounters):
     """Counts of a critic, and the layer that it reads (None: the last states)."""
 
-    rollouts: int = 0
-    """Since it began, or began anew."""
+    rollouts: int = 0  # since it began, or began anew
     refits: int = 0
     asked: int = 0
     gated: int = 0

@@ -17,8 +17,7 @@ from modicum.training.checkpoint import restore
 from modicum.training.session import Session
 from modicum.types import FolderError, RunInterrupted, UserError
 
-Changes = dict[str, tuple[Any, Any]]
-"""Before and now, by name."""
+Changes = dict[str, tuple[Any, Any]]  # before and now, by name
 LENGTH = {name for name, kind, _ in settings(TrainConfig()) if kind == "length"}
 
 

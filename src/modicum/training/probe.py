@@ -128,10 +128,8 @@ def _rollouts(session: Session) -> tuple[list[Group], torch.Tensor]:
         step = len(rewards)
         fresh = sample_groups(session, step)
         # Trunks are those of one update; others begin elsewhere.
-        groups += [
-            replace(g, completions=tuple(replace(c, trunk=None) for c in g.completions))
-            for g in fresh
-        ]
+        bare = (tuple(replace(c, trunk=None) for c in group.completions) for group in fresh)
+        groups += [replace(g, completions=c) for g, c in zip(fresh, bare, strict=True)]
         _, found_PG = score(session.task, session.reward, fresh, [], session.config.batch.cut)
         rewards.append(found_PG)
         signals += int(session.objective.signal(found_PG).sum())

@@ -55,10 +55,8 @@ class Ranks(Schedule):
 
     def plan(self, total_steps: int) -> None:
         """Lay the phases out over the run; UserError when nothing is left to allocate in."""
-        warmup, tail = (
-            share if isinstance(share, int) else int(share * total_steps)
-            for share in (self.update.warmup, self.update.tail)
-        )
+        shares = self.update.warmup, self.update.tail
+        warmup, tail = (s if isinstance(s, int) else int(s * total_steps) for s in shares)
         if warmup + tail >= total_steps:
             left = f"leave none of the run's {total_steps} to allocate ranks in"
             raise UserError(f"{self.update}: warmup and tail take {warmup + tail} steps and {left}")
@@ -110,11 +108,7 @@ class Ranks(Schedule):
 
     def tensors(self) -> dict[str, Tensor]:
         allocator = self.tuner.rankallocator
-        return {
-            f"{kind}/{name}": tensor
-            for kind in AVERAGES
-            for name, tensor in getattr(allocator, kind).items()
-        }
+        return {f"{kind}/{n}": t for kind in AVERAGES for n, t in getattr(allocator, kind).items()}
 
     def load(self, state: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
         self.taken, self.told = state["taken"], state["told"]

@@ -84,10 +84,8 @@ class FreezingSchedule(Schedule):
         return [layer for layer in self.layers if layer >= self.lowest]
 
     def _norm(self, layer: int) -> float:
-        parts = [
-            self.sums[name].abs().sum(dtype=torch.float64)
-            for name in sorted(self.layers[layer] & self.sums.keys())
-        ]
+        names = sorted(self.layers[layer] & self.sums.keys())
+        parts = [self.sums[name].abs().sum(dtype=torch.float64) for name in names]
         return float(torch.stack(parts).sum()) if parts else 0.0
 
 
@@ -150,10 +148,8 @@ class SlimFitSchedule(Schedule):
         self.old = {name: values[name].detach().clone() for name in self.chosen}
 
     def stepped(self, values: Mapping[str, Tensor], gradients: Mapping[str, Tensor]) -> None:
-        distances = [
-            ((values[name].detach() - old).abs() / (old.abs() + EPSILON)).mean()
-            for name, old in self.old.items()
-        ]
+        pairs = ((values[name].detach(), old) for name, old in self.old.items())
+        distances = [((now - old).abs() / (old.abs() + EPSILON)).mean() for now, old in pairs]
         self.distances |= dict(zip(self.old, torch.stack(distances).tolist(), strict=True))
         self.untried = [name for name in self.untried if name not in self.old]
         self.old = {}

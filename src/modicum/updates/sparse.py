@@ -99,11 +99,8 @@ class Warmup(Schedule):
             scores = total if self.fisher else (total * weight).abs()
             entries[name] = best(scores, count(self.keep, weight.numel()))
         self.decided = True
-        evidence = {
-            "steps": self.seen,
-            "groups": self.groups,
-            "entries": sum(len(where) for where in entries.values()),
-        }
+        number = sum(map(len, entries.values()))
+        evidence = {"steps": self.seen, "groups": self.groups, "entries": number}
         return Decision(frozenset(self.trainable), evidence, entries)
 
     def size(self, name: str, parameter: nn.Parameter) -> int:

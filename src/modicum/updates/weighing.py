@@ -153,8 +153,7 @@ class SnrSchedule(Weighing):
         least, most = min(values.values()), max(values.values())
         span = most - least
         return {
-            name: float(span == 0 or (value - least) / span >= self.threshold)
-            for name, value in values.items()
+            n: float(span == 0 or (v - least) / span >= self.threshold) for n, v in values.items()
         }
 
 
