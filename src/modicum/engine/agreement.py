@@ -78,10 +78,9 @@ class Agreement:
             self._exact(policy, prepared, found, sampling)
         else:
             with widened(policy.model):
-                found.ways["exact"], found.entropy_N = slopes.by(
-                    policy.scorer, found.rows, sampling
-                )
-            self._measure(found.ways["library"], found.ways["exact"])
+                exact_N, found.entropy_N = slopes.by(policy.scorer, found.rows, sampling)
+            found.ways["exact"] = exact_N
+            self._measure(found.ways["library"], exact_N)
             self._other_weights(policy, prepared, found, sampling)
             for way in ("trainer", "library"):
                 self._follow(way, found.ways[way] - found.sampler_N, found)

@@ -121,9 +121,8 @@ class FlopCounter:
         rows = [Row(prompt, c.tokens, (), 0.0, number, c.trunk) for number, prompt, c in told]
         total = critic.token * sum(len(row.tokens) for row in rows)
         if critic.own is not None:
-            return total + critic.own.training(
-                [replace(r, trunk=None) for r in rows], critic.passes
-            )
+            bare = [replace(row, trunk=None) for row in rows]
+            return total + critic.own.training(bare, critic.passes)
         lowest, depth = max(0, self.prepared.lowest_layer), critic.at.depth
         for kept, load_W in self._parts(rows):
             first = lowest if kept and depth in (None, lowest) else 0

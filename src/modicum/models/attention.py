@@ -63,10 +63,8 @@ def weigh(
     if repeat > 1:
         k, v = k.repeat_interleave(repeat, 1), v.repeat_interleave(repeat, 1)
     if rule.softcap is None:
-        out = F.scaled_dot_product_attention(
-            q, k, v, attn_mask=mask, is_causal=mask is None, scale=rule.scaling
-        )
-        return out.transpose(1, 2)
+        how: Any = {"attn_mask": mask, "is_causal": mask is None, "scale": rule.scaling}
+        return F.scaled_dot_product_attention(q, k, v, **how).transpose(1, 2)
     scores = rule.softcap * torch.tanh(q @ k.mT * rule.scaling / rule.softcap)
     if mask is None:
         mask = torch.ones(q.shape[2], k.shape[2], dtype=torch.bool, device=q.device).tril()

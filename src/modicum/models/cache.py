@@ -109,10 +109,8 @@ class Cache:
         # The queries of a group are laid together for the prompt that they share.
         to_prompt = (q_PKGRD.flatten(2, 3) @ k_PKLD.mT).unflatten(2, q_PKGRD.shape[2:4])
         to_row = q_PKGRD @ k_PKGTD.mT
-        if rule.softcap is not None:
-            to_prompt, to_row = (
-                rule.softcap * torch.tanh(x / rule.softcap) for x in (to_prompt, to_row)
-            )
+        if (cap := rule.softcap) is not None:
+            to_prompt, to_row = (cap * torch.tanh(x / cap) for x in (to_prompt, to_row))
         hidden = self._hidden(k_PKLD.shape[2], rule.window)
         for scores, mask in zip((to_prompt, to_row), hidden, strict=True):
             if mask is not None:

@@ -79,9 +79,8 @@ def weights_hash(model: nn.Module) -> str:
 def texts_hash(tokenizer: Any, end_tokens: tuple[int, ...]) -> str:
     """One hash of how texts become tokens, of the chat template, and of what ends a text."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
-    rules = (
-        backend.to_str() if hasattr(backend, "to_str") else sorted(tokenizer.get_vocab().items())
-    )
+    as_text = getattr(backend, "to_str", None)
+    rules = as_text() if as_text else sorted(tokenizer.get_vocab().items())
     facts = [getattr(tokenizer, name, None) for name in ("chat_template", "bos_token_id")]
     whole = json.dumps([rules, *facts, end_tokens], sort_keys=True, default=str)
     return hashlib.sha256(whole.encode(errors="surrogatepass")).hexdigest()

@@ -113,11 +113,9 @@ def skeleton(config: Any, dtype: str = "fp32", trust: Trust | None = None) -> nn
     """The model of a config on torch's meta device: names, shapes and dtypes, no memory."""
     from transformers import AutoModelForCausalLM
 
-    own_code = bool(trust and trust.trust_remote_code)
+    own_code = {"trust_remote_code": bool(trust and trust.trust_remote_code)}
     with torch.device("meta"):
-        made = AutoModelForCausalLM.from_config(
-            config, dtype=DTYPES[dtype], trust_remote_code=own_code
-        )
+        made = AutoModelForCausalLM.from_config(config, dtype=DTYPES[dtype], **own_code)
     made.tie_weights()
     return made.eval()
 

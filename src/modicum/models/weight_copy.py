@@ -78,9 +78,7 @@ class FusedLinear:
         known = [(p := t.data_ptr(), t._version, moved.get(p, 0)) for t in self.sources()]
         if known == self.known:
             return False
-        weights = [
-            self._whole(layer, base) for layer, base in zip(self.layers, self.bases, strict=True)
-        ]
+        weights = [*map(self._whole, self.layers, self.bases)]
         whole = torch.cat(weights) if len(weights) > 1 else weights[0].detach()
         if blocks(whole):
             packed = torch.ops.mkldnn._reorder_linear_weight

@@ -103,10 +103,8 @@ def _resumed(session: Session, run: runs.Run, note: Callable[[str], None]) -> tu
     first = restore(session, saved[-1]) if saved else 0
     if first > config.steps:
         raise UserError(f"{folder} has {first} steps behind it; steps = {config.steps} are fewer")
-    names = ("metrics.jsonl", "evaluations.jsonl")
-    steps, evaluations = (
-        runs.read_lines(p) if p.exists() else () for p in map(folder.joinpath, names)
-    )
+    logged = (folder / name for name in ("metrics.jsonl", "evaluations.jsonl"))
+    steps, evaluations = (runs.read_lines(p) if p.exists() else () for p in logged)
     session.stop.replay(steps, evaluations, first)
     if finished and session.ended(first):
         raise _finished(folder, session.stop.reason)

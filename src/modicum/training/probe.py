@@ -74,9 +74,8 @@ class Probe:
 
     def to_json(self) -> dict[str, Any]:
         """As JSON values."""
-        return asdict(self) | {
-            "updates": [{**asdict(u), "verdict": u.verdict} for u in self.updates]
-        }
+        updates = [{**asdict(update), "verdict": update.verdict} for update in self.updates]
+        return {**asdict(self), "updates": updates}
 
     def text(self) -> str:
         """A table for a reader, and what it does not say."""

@@ -148,9 +148,8 @@ class AdaLora(LowRank):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.init_rank <= self.rank:
-            raise UserError(
-                f"adalora: init_rank must be above rank ({self.rank}), not {self.init_rank}"
-            )
+            least = f"above rank ({self.rank}), not {self.init_rank}"
+            raise UserError(f"adalora: init_rank must be {least}")
         shares = [share for share in (self.warmup, self.tail) if not isinstance(share, int)]
         if any(share >= 1 for share in shares):
             raise UserError(f"{self}: warmup and tail are shares below 1 or numbers of steps")

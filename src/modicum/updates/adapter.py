@@ -187,9 +187,8 @@ class Adapter(Method):
             adapted: Any = peft.get_peft_model(model, config)  # type: ignore[arg-type]
             self.finish(adapted)
         adapted.eval()
-        trainable = {
-            n: p for n, p in adapted.named_parameters() if p.requires_grad and self.trains(n)
-        }
+        named = adapted.named_parameters()
+        trainable = {n: p for n, p in named if p.requires_grad and self.trains(n)}
         prepared = AdapterPrepared(adapted, trainable, self)
         prepared.told += [left] * bool(left)
         return prepared
@@ -205,9 +204,8 @@ class Adapter(Method):
         if held.init_lora_weights not in PLAIN_STARTS:
             beside += [f"init_lora_weights = {held.init_lora_weights!r}"]
         if beside:
-            raise UserError(
-                f"{self}: the adapter has {beside[0]}, with which it cannot go on; {merge}"
-            )
+            has = f"the adapter has {beside[0]}, with which it cannot go on"
+            raise UserError(f"{self}: {has}; {merge}")
         asked = {"use_rslora": False, "use_dora": False, **self.settings([], 0)}
         same = all(getattr(held, name, None) == asked[name] for name in asked)
         experts = getattr(self, "experts", False) == bool(held.target_parameters)

@@ -63,9 +63,8 @@ class Ia3(Adapter):
             raise UserError(f"ia3: {why}; ia3 @ parts(mlp) trains what it can")
         kept = [name for name in found if name.endswith(OUTPUTS + INPUTS)]
         if found and not kept:
-            raise UserError(
-                f"ia3 goes into {', '.join(OUTPUTS + INPUTS)}, and {where or 'the model'} has none"
-            )
+            layers = ", ".join(OUTPUTS + INPUTS)
+            raise UserError(f"ia3 goes into {layers}, and {where or 'the model'} has none")
         return kept
 
     def settings(self, targets: list[str], seed: int) -> dict[str, Any]:

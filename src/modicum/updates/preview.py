@@ -60,9 +60,8 @@ def preview(update: Update, model: str, trust: Trust | None = None, base: str = 
     # Of tensors of which only entries train one has its whole gradient at a time.
     partial = {n: p.numel() if sizes[n] < p.numel() else 0 for n, p in trained.items()}
     one = mean(max(partial[name] for name in chosen) for chosen in typical)
-    shares = (
-        backward_share(prepared, {n: trained[n] for n in chosen}, num_layers) for chosen in typical
-    )
+    sets = ({name: trained[name] for name in chosen} for chosen in typical)
+    shares = (backward_share(prepared, tensors, num_layers) for tensors in sets)
     return Preview(
         update=str(update),
         model=model,

@@ -88,9 +88,8 @@ def backward_products(
         chain = Chain() if layer is module else prepared.adapter.chain(module, trains)
         after = place(name, num_layers) > lowest
         learns = any(link.trains for link in chain.links)
-        passes = (trains(layer.weight) or (chain.whole and learns)) + (
-            after or (chain.inside and learns)
-        )
+        own = trains(layer.weight) or (chain.whole and learns)
+        passes = own + (after or (chain.inside and learns))
         yield Product(name, layer, count(layer.weight), passes, base=True)
         for link in chain.links:
             yield Product(name, layer, link.numbers, link.trains + after, base=False)

@@ -112,17 +112,15 @@ class Proof:
         for name in names:
             master, known = self.outside[name]
             if mark(master.at_start()) != known:
-                raise RunStopped(
-                    f"change proof ({when}): {name} has changed where it should not train"
-                )
+                what = "has changed where it should not train"
+                raise RunStopped(f"change proof ({when}): {name} {what}")
 
     def check(self, when: str, resting: bool = True) -> str:
         """A sentence that says what was proven; RunStopped when it does not hold."""
         for name, found in marks(self.prepared.frozen).items():
             if found != self.frozen[name]:
-                raise RunStopped(
-                    f"change proof ({when}): {name} should be frozen and has changed{self.since}"
-                )
+                what = f"should be frozen and has changed{self.since}"
+                raise RunStopped(f"change proof ({when}): {name} {what}")
         if resting:
             self._check_resting(when, self.resting)
         self._check_outside(when, self.outside)

@@ -39,9 +39,7 @@ class Schedule:
     remembered_tensors: ClassVar[tuple[str, ...]] = ()  # and of tensors by name
     by_group: bool = False  # whether the next gradients are to be shown group by group
     ever_by_group: bool = False  # whether that may become true in this run
-    follows_length: ClassVar[bool] = (
-        False  # whether a longer run would be another one from the start
-    )
+    follows_length: ClassVar[bool] = False  # whether a longer run differs from its first step on
     holds: bool = False  # whether gradients are only measured now and nothing moves
     edits_gradients: ClassVar[bool] = False  # whether `gradients` changes them
     kept_numbers: ClassVar[int] = 0  # fp32 numbers that it keeps of every one that trains

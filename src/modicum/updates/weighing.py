@@ -152,9 +152,8 @@ class SnrSchedule(Weighing):
         """1 for those that reach the threshold between the least (0) and the most (1)."""
         least, most = min(values.values()), max(values.values())
         span = most - least
-        return {
-            n: float(span == 0 or (v - least) / span >= self.threshold) for n, v in values.items()
-        }
+        shares = {name: (v - least) / span if span else 1.0 for name, v in values.items()}
+        return {name: float(share >= self.threshold) for name, share in shares.items()}
 
 
 @dataclass(frozen=True)
