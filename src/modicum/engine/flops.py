@@ -89,14 +89,11 @@ class FlopCounter:
         # Nothing after it keeps what it gives, unless a norm follows.
         if any("post_feedforward" in name for name, _ in prepared.model.named_parameters()):
             self.tail_L[:] = 0.0
+        self.token = float(self.adapted_LW[:, :PAIRS].sum())
+        """FLOPs of a token's forward, without its attention."""
         self.reference_LW = self.base_LW if prepared.reference_is_bare else self.adapted_LW
         self._known: dict[frozenset[str], Array] = {}
         self.judged = False  # whether a reward model on the base reads all completions
-
-    @property
-    def token(self) -> float:
-        """FLOPs of a token's forward, without its attention."""
-        return float(self.adapted_LW[:, :PAIRS].sum())
 
     def step(
         self, groups: Sequence[Group], batch: Batch, updates: int, rounds: Sequence[int] = ()

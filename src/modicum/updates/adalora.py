@@ -33,20 +33,15 @@ class Ranks(Schedule):
     kept_numbers = 3  # importances and their averages
     follows_length = True
 
-    def __init__(
-        self, update: "AdaLora", model: Any, trainable: Mapping[str, nn.Parameter]
-    ) -> None:
+    def __init__(self, update: "AdaLora", model: Any, trainable: Named) -> None:
         super().__init__()
         self.update, self.tuner = update, model.base_model
+        self.config: Any = self.tuner.peft_config["default"]
         self.matrices = {n: p for n, p in trainable.items() if ".lora_E." not in n}
         self.may_return = frozenset(trainable.keys() - self.matrices.keys())
         self.names = frozenset(trainable)
         self.taken = 0  # steps with a signal so far
         self.told = False  # whether the final ranks have been logged
-
-    @property
-    def config(self) -> Any:
-        return self.tuner.peft_config["default"]
 
     @property
     def last(self) -> int:

@@ -118,13 +118,10 @@ class Layers(Region):
     def __post_init__(self) -> None:
         if not self.indices:
             raise UserError("layers() needs the numbers of the layers, such as layers(2, 3)")
-        random, numbers = RANDOM in self.indices, self._numbers
-        if random and (
-            self.indices[0] != RANDOM or len(self.indices) != 2 or min(numbers, default=0) < 1
-        ):
-            raise UserError(
-                f"{self}: layers(random, 2) are two that the seed draws; it takes one number"
-            )
+        pair = len(self.indices) == 2 and min(self._numbers, default=0) > 0
+        if RANDOM in self.indices and not (pair and self.indices[0] == RANDOM):
+            drawn = "layers(random, 2) are two that the seed draws; it takes one number"
+            raise UserError(f"{self}: {drawn}")
 
     @property
     def _numbers(self) -> list[int]:

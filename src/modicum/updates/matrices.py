@@ -104,12 +104,9 @@ class MatrixMember(OptimizerMember):
         return STEP_TABLES * largest
 
     def check(self, prepared: Prepared) -> None:
-        size = prepared.schedule.size
-        smaller = "take a smaller rank or " * (self.rank > 1)
-        if not any(
-            self.treats(name, p.shape) and size(name, p) == p.numel()
-            for name, p in prepared.trainable.items()
-        ):
+        size, named = prepared.schedule.size, prepared.trainable.items()
+        if not any(self.treats(n, p.shape) and size(n, p) == p.numel() for n, p in named):
+            smaller = "take a smaller rank or " * (self.rank > 1)
             size = f"{self.rank} rows and columns, so it would be plain AdamW"
             why = f"of what trains here no matrix of a layer has more than {size}"
             raise UserError(f"{self}: {why}; {smaller}leave it out")
