@@ -1,4 +1,4 @@
-"""Other forwards for as long as a context lasts: of linear layers, of LoRA on them, in fp32.
+"""What is otherwise while a context lasts: forwards of linear layers, of LoRA on them, in fp32.
 
 Of a few rows on a CPU the weight is the left factor, y^T = W x^T, as the matrix library splits W among
 its blocks and not the few rows. LoRA is one fused `addmm` on top of W x. In fp32 each low-precision
@@ -98,6 +98,19 @@ def replaced(forward: Callable[..., Tensor], layers: Sequence[nn.Module]) -> Ite
     finally:
         for layer in layers:
             layer.__dict__.pop("forward", None)
+
+
+@contextmanager
+def meanwhile(*owners: Any, **values: Any) -> Iterator[None]:
+    """Some objects have other values of their attributes while this lasts."""
+    before = [(owner, name, getattr(owner, name)) for owner in owners for name in values]
+    try:
+        for owner, name, _ in before:
+            setattr(owner, name, values[name])
+        yield
+    finally:
+        for owner, name, value in before:
+            setattr(owner, name, value)
 
 
 def few_rows(layers: Sequence[nn.Linear], rows: int) -> AbstractContextManager[None]:

@@ -218,10 +218,9 @@ def _unreachable(name: str, source: Source, error: BaseException) -> str:
     looked, silence = f"the local cache {constants.HF_HUB_CACHE}", hub.silence()
     if not silence:
         looked = f"the hub {constants.ENDPOINT} and {looked}"
-    return (
-        f"cannot load {name!r}: it is no local folder, and in {looked} its files were not to be"
-        f" had: {silence or reason}{_fetched(name) or '; the path of a folder works offline'}"
-    )
+    what = f"it is no local folder, and in {looked} its files were not to be had"
+    hint = _fetched(name) or "; the path of a folder works offline"
+    return f"cannot load {name!r}: {what}: {silence or reason}{hint}"
 
 
 def _fetched(name: str) -> str:

@@ -18,6 +18,7 @@ from modicum.engine.base import Decoding
 from modicum.engine.logprobs import forward_backward
 from modicum.engine.samplers import LocalSampler, num_trunk_bytes
 from modicum.engine.sampling import choose, distribution
+from modicum.models.linear import meanwhile
 from modicum.models.load import inner
 from modicum.models.precision import Master, Masters, is_coarse, loses_steps
 from modicum.objectives.base import Counts, Objective
@@ -248,7 +249,7 @@ def watched(engine: Engine, live: Live) -> Engine:
 
     def hidden(pack: Any, trunk: Tensor | None) -> Tensor:
         live.counted = "activations"
-        with live.meanwhile(growing=torch.is_grad_enabled()):
+        with meanwhile(live, growing=torch.is_grad_enabled()):
             hidden_NH = engine.hidden(pack, trunk)
         live.counted = "logits"
         if hidden_NH.requires_grad:

@@ -5,14 +5,14 @@ while training. The reference is the adapter switched off, or its first values: 
 there before and goes on (`go_on`), and where the start rewrites the base (`rewrites_base`).
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from typing import Any, ClassVar
 
 import torch
 from torch import nn
 
 from modicum.models.adapters import quiet
+from modicum.models.linear import meanwhile
 from modicum.report.words import say
 from modicum.types import UserError
 from modicum.updates.base import Method, Prepared, Selection
@@ -55,22 +55,13 @@ class AdapterPrepared(Prepared):
         if self.given:
             self.swap.keep()
 
-    @contextmanager
-    def reference(self) -> Iterator[None]:
+    def reference(self) -> AbstractContextManager[None]:
         """Switch the adapter off, or to its start, and on again afterwards."""
         if not self.reference_is_bare:
-            with self.swap.swapped():
-                yield
-            return
+            return self.swap.swapped()
         # PEFT's own switch sets requires_grad by a rule of its own.
-        layers: list[Any] = [m for m in self.model.modules() if hasattr(m, "_disable_adapters")]
-        for layer in layers:
-            layer._disable_adapters = True
-        try:
-            yield
-        finally:
-            for layer in layers:
-                layer._disable_adapters = False
+        layers = [m for m in self.model.modules() if hasattr(m, "_disable_adapters")]
+        return meanwhile(*layers, _disable_adapters=True)
 
     def reference_bytes(self, kl: bool) -> int:
         """Those of the adapter's first values, which a rewritten base needs in any case."""

@@ -63,11 +63,9 @@ class Driver:
             which = f"{missing[0]} ({len(missing)} such tensors)"
             raise UserError(f"the optimizer does not hold {which}, which may train: {hint}")
         if type(self.prepared.rule) is not AdamWRule and bare is not self._made:
-            raise UserError(
-                "this update has an optimizer of its own: make it with"
-                " driver.optimizer(learning_rate), and for a Trainer pass"
-                " optimizers=(callback.driver.optimizer(learning_rate), None)"
-            )
+            make = "make it with driver.optimizer(learning_rate)"
+            give = "for a Trainer pass optimizers=(callback.driver.optimizer(learning_rate), None)"
+            raise UserError(f"this update has an optimizer of its own: {make}, and {give}")
         rate = max(float(group.get("initial_lr", group["lr"])) for group in bare.param_groups)
         if coarse := too_fine(self.prepared.trainable, rate):
             warnings.warn(

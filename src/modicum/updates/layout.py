@@ -50,14 +50,10 @@ def layout(model: nn.Module) -> Layout:
         layer, words = layer_of(name), name.split(".")[:-1]
         norms = [word for word in words if WORDS["norm"].search(word)]
         within = [word for word in words if word not in norms and layer is not None]
-        parts = {
-            "attention": any(map(WORDS["attention"].search, within)),
-            "mlp": any(map(WORDS["mlp"].search, within)),
-            "norm": bool(norms),
-            "bias": name.endswith("bias"),
-            "embedding": parameter is inputs,
-            "head": any(parameter is held for held in outputs),
-        }
+        parts = {kind: any(map(WORDS[kind].search, within)) for kind in ("attention", "mlp")}
+        parts |= {"norm": bool(norms), "bias": name.endswith("bias")}
+        parts["embedding"] = parameter is inputs
+        parts["head"] = any(parameter is held for held in outputs)
         places[name] = Place(layer, frozenset(part for part, there in parts.items() if there))
     layers = {place.layer for place in places.values() if place.layer is not None}
     return Layout(places, len(layers))

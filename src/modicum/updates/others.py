@@ -9,6 +9,7 @@ I + 2Q + 2Q^2 + 2Q^3 + Q^4, or by (I - Q)(I + Q)^-1 (`exact`); Q is skew. *SHiRA
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from itertools import count
 from math import gcd
 from typing import Annotated, Any, ClassVar
 
@@ -225,16 +226,14 @@ def _expanded(layer: Any, adapter: str) -> Tensor:
 
 def drawn(seed: int) -> Callable[..., Tensor | None]:
     """PEFT's mask function: 1 at entries drawn from the seed, for one layer after the other."""
-    number = 0
+    numbers = count()
 
     def mask(layer: nn.Linear, rank: int, **_: Any) -> Tensor | None:
-        nonlocal number
-        rng = np.random.default_rng([seed, number])
-        number += 1
+        rng = np.random.default_rng([seed, next(numbers)])
         if layer.weight.is_meta:  # a preview needs no entries
             return None
-        count = rank * (layer.in_features + layer.out_features)
-        where = rng.choice(layer.weight.numel(), count, replace=False, shuffle=False)
+        many = rank * (layer.in_features + layer.out_features)
+        where = rng.choice(layer.weight.numel(), many, replace=False, shuffle=False)
         flat = torch.zeros(layer.weight.numel())
         flat[torch.from_numpy(where)] = 1.0
         return flat.view(layer.weight.shape).to(layer.weight.device)

@@ -154,13 +154,11 @@ class Sparse(Scheduled):
     def __post_init__(self) -> None:
         super().__post_init__()
         if not 0 < self.keep <= 1:
-            raise UserError(
-                f"sparse: keep is a share, above 0 and at most 1 (0.05 is 5 %), not {self.keep}"
-            )
+            share = f"a share, above 0 and at most 1 (0.05 is 5 %), not {self.keep}"
+            raise UserError(f"sparse: keep is {share}")
         if (self.by == "run") != bool(self.run):
-            raise UserError(
-                "sparse: by='run' and run='FOLDER' belong together: the folder of a finished run"
-            )
+            both = "by='run' and run='FOLDER' belong together"
+            raise UserError(f"sparse: {both}: the folder of a finished run")
 
     def begins(self, model: nn.Module, chosen: Named, seed: int) -> Schedule:  # type: ignore[override]
         if self.by in ("fisher", "taylor"):
