@@ -106,7 +106,7 @@ class Identity:
         """The identity of a model that nothing has touched; `config` is what its file says."""
         began = time.perf_counter()
         texts = texts_hash(tokenizer, end_tokens)
-        found = (weights_hash(model), texts, config_hash(config))
+        found = weights_hash(model), texts, config_hash(config)
         return cls(dict(zip(HASHES, found, strict=False)), time.perf_counter() - began)
 
     def require(self, known: Mapping[str, Any], past: str, name: str) -> None:
