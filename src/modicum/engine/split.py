@@ -185,7 +185,7 @@ class SplitDecoding(Decoding):
         self.group_size = group_size
         self.cache = engine.way.plan(lengths, group_size, max_tokens, device)
         self.run = engine.way.begin()
-        plan = Packed(lengths, [], [], device, self.cache.store, self.cache.store_states)
+        plan = Packed(lengths, [], [], device, self.cache)
         ids_N = torch.tensor([t for prompt in prompts for t in prompt], device=device)
         positions_N, stop = plan.positions_N, engine.lowest if keep else 0
         hidden_NH = decoder.run(decoder.embed(ids_N), positions_N, plan, 0, stop)

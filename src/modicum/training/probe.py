@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from modicum import plan
 from modicum.config import TrainConfig
@@ -118,10 +119,10 @@ def probe(config: TrainConfig, updates: Sequence[str], say: Callable[[str], None
     return Probe(len(groups), len(batch.signal), batch.num_tokens, tuple(made))
 
 
-def _rollouts(session: Session) -> tuple[list[Group], torch.Tensor]:
+def _rollouts(session: Session) -> tuple[list[Group], Tensor]:
     """Groups of the untrained policy, and their rewards [P, G], until enough have a signal."""
     groups: list[Group] = []
-    rewards: list[torch.Tensor] = []
+    rewards: list[Tensor] = []
     signals = 0
     while len(groups) < PROBLEMS or (signals < SIGNALS and len(groups) < MOST_PROBLEMS):
         step = len(rewards)
@@ -165,9 +166,7 @@ def _tried(session: Session, groups: Sequence[Group], batch: Batch) -> tuple[Any
     return (made, max(found) / min(found), won), gain_P
 
 
-def _weights(
-    session: Session, rows: Sequence[Row], batch: Batch
-) -> tuple[torch.Tensor, np.ndarray]:
+def _weights(session: Session, rows: Sequence[Row], batch: Batch) -> tuple[Tensor, np.ndarray]:
     """Weight times advantage [N] of the rows' tokens, and the problem of each."""
     lengths_R = torch.tensor([len(row.tokens) for row in rows])
     counts = Counts(batch.num_rows, batch.num_tokens, session.config.sampling.max_tokens)

@@ -25,6 +25,7 @@ from modicum.plan.sizes import Chosen
 from modicum.recipes import start_rate
 from modicum.report.words import say
 from modicum.runs import Run
+from modicum.tracking import Note
 from modicum.training.folder import choices, write_config
 from modicum.training.session import Session
 from modicum.training.step import within_memory
@@ -43,9 +44,7 @@ ENOUGH = 8  # problems
 LEAST, MOST = TARGET / 30**2, 1.0  # nats of a first step; far above, the square law has ended
 
 
-def settle(
-    session: Session, run: Run, groups: Sequence[Group], batch: Batch, note: Callable[[str], None]
-) -> bool:
+def settle(session: Session, run: Run, groups: Sequence[Group], batch: Batch, note: Note) -> bool:
     """Find the learning rate if it is not known and a step comes; False: there is none yet."""
     settings = session.config.optimizer
     if settings.learning_rate is not None or session.prepared.schedule.holds:
