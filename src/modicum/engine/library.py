@@ -123,12 +123,8 @@ class LibraryDecoding(Decoding):
         )
         padded = not bool(mask_PT.all())
         self.known = inspect.signature(inner(self.model).forward).parameters
-        out = self._forward(
-            input_ids=ids_PT,
-            attention_mask=mask_PT if padded else None,
-            position_ids=position_ids(mask_PT),
-            logits_to_keep=1,
-        )
+        mask = mask_PT if padded else None
+        out = self._forward(ids_PT, mask, position_ids(mask_PT), logits_to_keep=1)
         self.cache_name = next(name for name in CACHES if getattr(out, name, None) is not None)
         self.cache = getattr(out, self.cache_name)
         member_B = torch.arange(len(prompts), device=device).repeat_interleave(group_size)
@@ -138,7 +134,8 @@ class LibraryDecoding(Decoding):
         self.position_B = lengths[member_B]
         self.logits_BV = out.logits[:, -1][member_B]
 
-    def _forward(self, **given: Any) -> Any:
+    def _forward(self, ids: Tensor, mask: Tensor | None, positions: Tensor, **more: Any) -> Any:
+        given = {"input_ids": ids, "attention_mask": mask, "position_ids": positions, **more}
         if not any(p.kind is p.VAR_KEYWORD for p in self.known.values()):
             given = {name: value for name, value in given.items() if name in self.known}
         return self.model(use_cache=True, **given)
@@ -156,12 +153,8 @@ class LibraryDecoding(Decoding):
         if self.mask_BT is not None:
             more = self.mask_BT.new_ones(len(self.mask_BT), 1)
             self.mask_BT = torch.cat([self.mask_BT, more], 1)
-        out = self._forward(
-            input_ids=token_B[:, None],
-            attention_mask=self.mask_BT,
-            position_ids=self.position_B[:, None],
-            **{self.cache_name: self.cache},
-        )
+        held = {self.cache_name: self.cache}
+        out = self._forward(token_B[:, None], self.mask_BT, self.position_B[:, None], **held)
         self.cache = getattr(out, self.cache_name)
         self.logits_BV = out.logits[:, -1]
         self.position_B = self.position_B + 1

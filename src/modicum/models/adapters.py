@@ -24,10 +24,8 @@ CONFIG, WEIGHTS, PICKLED = "adapter_config.json", "adapter_model.safetensors", "
 OUTSIDE = """PROMPT_TUNING MULTITASK_PROMPT_TUNING P_TUNING PREFIX_TUNING CPT ADAPTION_PROMPT XLORA
     POLY SHADOW"""
 # What a library raises where a file is not what it should be.
-FAULTS = (
-    *(OSError, ValueError, TypeError, LookupError, AttributeError, RuntimeError),
-    *(ImportError, SafetensorError),
-)
+FAULTS = (OSError, ValueError, TypeError, LookupError, AttributeError, RuntimeError, ImportError)
+FAULTS += (SafetensorError,)
 
 
 @contextmanager

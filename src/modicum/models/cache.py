@@ -180,11 +180,9 @@ class Cache:
         """Leave out prompts without rows, and slots that no prompt needs; where each slot was."""
         (needed, members), device = self._needed(), self.length_P.device
         before, self.group_size = self.group_size, max(members.values())
-        slots = [
-            place * self.group_size + rank
-            for place, count in enumerate(members.values())
-            for rank in range(count)
-        ]
+        starts = range(0, len(members) * self.group_size, self.group_size)
+        both = zip(starts, members.values(), strict=True)
+        slots = [slot for start, living in both for slot in range(start, start + living)]
         were = [0] * needed
         for slot, was in zip(slots, self.slots, strict=True):
             were[slot] = was

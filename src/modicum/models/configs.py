@@ -49,11 +49,9 @@ def causal(name: str, config: Any) -> Any:
 def note(name: str, kind: str, said: Mapping[str, Any]) -> str:
     """What to say of a model with more parts whose text was loaded, by what its file says."""
     parts = {k.removesuffix("_config") for k in said if k.endswith("_config")}
-    others = sorted(parts - {"text", "quantization"})
-    return (
-        f"{name} has more parts than text: {kind} is loaded, trained and exported, and not its"
-        f" {', '.join(others) or 'other parts'}"
-    )
+    others = ", ".join(sorted(parts - {"text", "quantization"})) or "other parts"
+    done = f"{kind} is loaded, trained and exported, and not its {others}"
+    return f"{name} has more parts than text: {done}"
 
 
 def numbers(config: Any, name: str) -> list[int]:

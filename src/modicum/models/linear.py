@@ -50,14 +50,11 @@ def adapted(layer: Any, x: Tensor) -> Tensor:
 
 def is_plain(layer: Any) -> bool:
     """Whether a layer has plain LoRA, and nothing else."""
-    names = layer.active_adapters
-    return (
-        len(names) == 1
-        and names[0] in layer.lora_A
-        and names[0] not in layer.lora_variant
-        and not layer.merged
-        and isinstance(layer.lora_dropout[names[0]], nn.Identity)
-    )
+    if layer.merged or len(layer.active_adapters) != 1:
+        return False
+    (name,) = layer.active_adapters
+    lora = name in layer.lora_A and name not in layer.lora_variant
+    return lora and isinstance(layer.lora_dropout[name], nn.Identity)
 
 
 def is_matrix(module: nn.Module) -> bool:

@@ -193,10 +193,8 @@ def _step(config: TrainConfig, lengths: Lengths, kept: bool) -> tuple[list[Group
     problem = Problem("", "", "")
     drawn = lengths.completions(count * size)
     completions = [Completion(tokens, (), "", True, trunk=kept or None) for tokens in drawn]
-    groups = [
-        Group(problem, prompt, tuple(completions[p * size : (p + 1) * size]))
-        for p, prompt in enumerate(lengths.prompts(count))
-    ]
+    members = (tuple(completions[at : at + size]) for at in range(0, count * size, size))
+    groups = [Group(problem, *of) for of in zip(lengths.prompts(count), members, strict=True)]
     pairs = [(n, group, c) for n, group in enumerate(groups) for c in group.completions]
     rows = [Row(group.prompt, c.tokens, (), 1.0, n, c.trunk) for n, group, c in pairs]
     tokens = sum(len(row.tokens) for row in rows)

@@ -68,11 +68,9 @@ class Driver:
             raise UserError(f"this update has an optimizer of its own: {make}, and {give}")
         rate = max(float(group.get("initial_lr", group["lr"])) for group in bare.param_groups)
         if coarse := too_fine(self.prepared.trainable, rate):
-            warnings.warn(
-                f"{coarse[0]} ({len(coarse)} such tensors) is too coarse for a learning rate of"
-                f" {rate:g}: steps are lost in rounding. Load the model in float32",
-                stacklevel=2,
-            )
+            which = f"{coarse[0]} ({len(coarse)} such tensors)"
+            why = f"too coarse for a learning rate of {rate:g}: steps are lost in rounding"
+            warnings.warn(f"{which} is {why}. Load the model in float32", stacklevel=2)
         free_the_bottom(self.prepared.model)
         self.prepared.schedule.plan(total_steps)
         self.prepared.activate(list(self.prepared.active))

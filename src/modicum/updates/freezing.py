@@ -74,11 +74,9 @@ class FreezingSchedule(Schedule):
         self.norms = {str(n): now[n] for n in self._training()}
         frozen = self.lowest > min(self.layers)
         below = frozenset() if frozen else self.below
-        return Decision(
-            self.above.union(below, *(self.layers[layer] for layer in self._training())),
-            {**evidence, "lowest": self.lowest},
-            restart=frozen and self.policy == "reset",
-        )
+        active = self.above.union(below, *(self.layers[layer] for layer in self._training()))
+        evidence["lowest"] = self.lowest
+        return Decision(active, evidence, restart=frozen and self.policy == "reset")
 
     def _training(self) -> list[int]:
         return [layer for layer in self.layers if layer >= self.lowest]

@@ -60,6 +60,7 @@ def preview(update: Update, model: str, trust: Trust | None = None, base: str = 
     # Of tensors of which only entries train one has its whole gradient at a time.
     partial = {n: p.numel() if sizes[n] < p.numel() else 0 for n, p in trained.items()}
     one = mean(max(partial[name] for name in chosen) for chosen in typical)
+    kept = sum(moments.values()) if schedule.policy == "keep" else round(average(moments))
     sets = ({name: trained[name] for name in chosen} for chosen in typical)
     shares = (backward_share(prepared, tensors, num_layers) for tensors in sets)
     return Preview(
@@ -71,9 +72,7 @@ def preview(update: Update, model: str, trust: Trust | None = None, base: str = 
         total_parameters=total,
         share=average(sizes) / total,
         gradient_bytes=round(GRADIENT_BYTES * (average(sizes) + one)),
-        optimizer_bytes=(
-            sum(moments.values()) if schedule.policy == "keep" else round(average(moments))
-        ),
+        optimizer_bytes=kept,
         lowest_layer=None if lowest < 0 else lowest,
         num_layers=num_layers,
         backward_share=mean(shares),

@@ -26,7 +26,6 @@ from modicum.updates.members import Steps
 from modicum.updates.schedule import Decision, Named, Schedule
 
 VALUE = "value/"  # of a tensor in a checkpoint
-By = Literal["random", "smallest", "largest", "fisher", "taylor", "run"]
 
 
 def count(keep: float, size: int) -> int:
@@ -147,7 +146,7 @@ class Sparse(Scheduled):
     """A share of the entries of every tensor trains: by chance, size, gradient or a past run."""
 
     keep: float = 0.05
-    by: By = "random"
+    by: Literal["random", "smallest", "largest", "fisher", "taylor", "run"] = "random"
     run: str = ""
     warmup: Steps = 5
 
