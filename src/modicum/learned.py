@@ -186,10 +186,8 @@ def judge(
         "format": lambda tokens, text: formed(text),
         "answer": lambda _, text: (right[a := answer(text)] + 1) / (wrong[a] + 1),
     }
-    others = {
-        name: statistics.fmean(by_problem(tests, [(rival(*p[2]), rival(*p[3])) for p in tests]))
-        for name, rival in rivals.items()
-    }
+    said = {n: [(rival(*p[2]), rival(*p[3])) for p in tests] for n, rival in rivals.items()}
+    others = {name: statistics.fmean(by_problem(tests, of)) for name, of in said.items()}
     odd = [n for n, pair in enumerate(tests) if not pair.matched]
     unequal = by_problem([tests[n] for n in odd], [both[n] for n in odd])
     groups = defaultdict[str, dict[tuple[str, bool], float]](dict)

@@ -117,10 +117,8 @@ class LibraryDecoding(Decoding):
     ) -> None:
         self.model, device = engine.model, engine.device
         sequences = [torch.tensor(prompt, device=device) for prompt in prompts]
-        ids_PT, mask_PT = (
-            pad_sequence(of, batch_first=True, padding_side="left")
-            for of in (sequences, [torch.ones_like(ids) for ids in sequences])
-        )
+        both = sequences, [torch.ones_like(ids) for ids in sequences]
+        ids_PT, mask_PT = (pad_sequence(of, batch_first=True, padding_side="left") for of in both)
         padded = not bool(mask_PT.all())
         self.known = inspect.signature(inner(self.model).forward).parameters
         mask = mask_PT if padded else None

@@ -65,9 +65,8 @@ class Graph:
         if self.graph is None:
             self.graph = torch.cuda.CUDAGraph()
             # Other threads may go on using the GPU meanwhile. Nothing is computed here.
-            with torch.cuda.graph(
-                self.graph, stream=self.stream, capture_error_mode="thread_local"
-            ):
+            how: Any = {"stream": self.stream, "capture_error_mode": "thread_local"}
+            with torch.cuda.graph(self.graph, **how):
                 self.found = step(token_N)
         self.graph.replay()
         return self.found
