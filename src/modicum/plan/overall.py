@@ -42,11 +42,7 @@ class Times:
     training: float
     evaluation: float  # of one evaluation
     run: float
-
-    @property
-    def step(self) -> float:
-        """A step."""
-        return self.sampling + self.training
+    step: float  # sampling and training
 
 
 @dataclass(frozen=True)
@@ -87,8 +83,6 @@ class RunPlan:
             "phases": {phase.name: dict(phase.parts) for phase in self.memory.phases},
         }
         found["flops"] = {**found["flops"], "total": self.flops.total}
-        if self.times:
-            found["times"]["step"] = self.times.step
         return {**found, "fits": self.fits}
 
     def text(self) -> str:
@@ -244,7 +238,7 @@ def times(
         evaluation = sampled(held.eval_problems, 1) + sampled(held.eval_problems, held.eval_samples)
     between = (config.steps - 1) // held.eval_every if held.eval_every else 0
     run = config.steps * (sampling + training) + (2 + between) * evaluation
-    return Times(sampling, training, evaluation, run)
+    return Times(sampling, training, evaluation, run, sampling + training)
 
 
 # For a reader ----------------------------------------------------------------------------

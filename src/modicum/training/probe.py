@@ -14,7 +14,7 @@ where it fails. Adapters of which one factor begins at 0 are underrated, and so 
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -55,13 +55,7 @@ class ProbedUpdate:
     """95 % interval of how far gain(0.1) is behind that of the best, problem by problem."""
     peak_bytes: int
     step_seconds: float | None
-
-    @property
-    def verdict(self) -> str:
-        """In words, against the best of those probed."""
-        if self.behind is None:
-            return "the most gain"
-        return "below the best" if self.behind[0] > 0 else "level with the best"
+    verdict: str  # in words, against the best of those probed
 
 
 @dataclass(frozen=True)
@@ -72,11 +66,6 @@ class Probe:
     signals: int  # groups whose rewards differ
     tokens: int
     updates: tuple[ProbedUpdate, ...]
-
-    def to_json(self) -> dict[str, Any]:
-        """As JSON values."""
-        updates = [{**asdict(update), "verdict": update.verdict} for update in self.updates]
-        return {**asdict(self), "updates": updates}
 
     def text(self) -> str:
         """A table for a reader, and what it does not say."""
@@ -185,11 +174,12 @@ def _costs(session: Session) -> tuple[float, int, float | None]:
 def _probed(entry: Any, best: Any, draws: np.ndarray) -> ProbedUpdate:
     update, tried, gain_P, trained, *costs = entry
     low, high = np.quantile(gain_P[draws].mean(1), (0.025, 0.975))
-    behind = None
+    behind, verdict = None, "the most gain"
     if entry is not best:
         ends = np.quantile((best[2] - gain_P)[draws].mean(1), (0.025, 0.975))
         behind = float(ends[0]), float(ends[1])
-    given: Any = (trained, *tried, float(low), float(high), behind, *costs)
+        verdict = "below the best" if ends[0] > 0 else "level with the best"
+    given: Any = (trained, *tried, float(low), float(high), behind, *costs, verdict)
     return ProbedUpdate(update, *given)
 
 
