@@ -170,7 +170,8 @@ class Agreement:
     def _follow(self, way: str, d_N: Array, found: Scored) -> None:
         """Add a check to the slopes; RunStopped when one is what a fault gives."""
         s_N = self.own * (1 - np.exp(found.ways["exact"]))
-        kept, group_N = self._kept(d_N, self.cuts), found.group_N
+        group_N = np.repeat([r.group for r in found.rows], [len(r.tokens) for r in found.rows])
+        kept = self._kept(d_N, self.cuts)
         for name, x_N in found.directions().items():
             slope = self.slopes.setdefault(f"{way} {name}", Slope())
             slope.add(d_N[kept], x_N[kept], s_N[kept], group_N[kept])

@@ -48,11 +48,6 @@ class Scored:
     """Under the weights of the `base` and of the step before (`previous`)."""
 
     @property
-    def group_N(self) -> Array:
-        """The group of every token."""
-        return np.repeat([r.group for r in self.rows], [len(r.tokens) for r in self.rows])
-
-    @property
     def sampler_N(self) -> Array:
         """The sampler's log-probs."""
         return np.array([value for row in self.rows for value in row.logprobs])

@@ -65,12 +65,7 @@ class RunPlan:
     chosen: dict[str, Any]  # those that were left to the program: {value, why} by name
     advice: str  # if it does not fit: the options with which it does, in one line, and its peak
     assumptions: tuple[str, ...]
-
-    @property
-    def fits(self) -> bool | None:
-        """Whether the peak is within the machine's memory; None: that is not known."""
-        memory = self.machine.memory
-        return None if memory is None else self.memory.peak.total <= memory
+    fits: bool | None  # whether the peak is within the machine's memory; None: that is not known
 
     def to_json(self) -> dict[str, Any]:
         """The plan as JSON values; bytes, FLOPs and seconds."""
@@ -82,8 +77,8 @@ class RunPlan:
             "parts": self.memory.largest,
             "phases": {phase.name: dict(phase.parts) for phase in self.memory.phases},
         }
-        found["flops"] = {**found["flops"], "total": self.flops.total}
-        return {**found, "fits": self.fits}
+        found["flops"]["total"] = self.flops.total
+        return found
 
     def text(self) -> str:
         """The plan for a reader."""
@@ -124,9 +119,8 @@ def make(
     on = {"share": SHARE[machine.device], "bandwidth_share": BANDWIDTH_SHARE[machine.device]}
     more = {"machine": machine, "lengths": given, "ranks": ranks}
     said = filled("assumptions.txt", **on, **more, config=config)
-    told = ""
-    if advise and machine.memory is not None and memory.peak.total > machine.memory:
-        told = sizes.advice(config, machine, given, subject)
+    fits = None if machine.memory is None else memory.peak.total <= machine.memory
+    told = sizes.advice(config, machine, given, subject) if advise and fits is False else ""
     return RunPlan(
         ranks=ranks,
         model=config.model,
@@ -144,6 +138,7 @@ def make(
         chosen=sizes.told(chosen),
         advice=told,
         assumptions=tuple(map(on_one_line, said.strip().split("\n\n"))),
+        fits=fits,
     )
 
 
