@@ -73,11 +73,6 @@ class Probe:
         rows = [line.split(" | ") for line in table.splitlines()]
         return "\n".join([*aligned(rows, str.ljust), notes])
 
-    @property
-    def enough(self) -> bool:
-        """Whether there are groups enough to compare gains."""
-        return self.signals >= SIGNALS
-
 
 def probe(config: TrainConfig, updates: Sequence[str], say: Callable[[str], None]) -> Probe:
     """Try first steps of every update, write nothing; UserError when no group has a signal."""

@@ -44,11 +44,9 @@ class AdapterPrepared(Prepared):
         self.reference_is_bare = not (self.rewrites_base or given)
         if self.rewrites_base:  # an export needs them too, so they are kept in any case
             self.swap.keep()
-
-    @property
-    def notes(self) -> list[str]:
-        more = [say("rewritten")] * self.rewrites_base + [say("goes_on")] * self.given
-        return super().notes + more
+            self.told.append(say("rewritten"))
+        if given:
+            self.told.append(say("goes_on"))
 
     def keep_reference(self) -> None:
         """The first values of an adapter that goes on; else it is off, or they are kept already."""
