@@ -107,11 +107,8 @@ class SlimFitSchedule(Schedule):
     def __init__(self, method: Any, model: nn.Module, chosen: Named, seed: int) -> None:
         super().__init__()
         places = layout(model).places
-        units = [
-            name
-            for name, parameter in chosen.items()
-            if parameter.dim() > 1 or ("norm" in (p := places[name].parts) and "bias" not in p)
-        ]
+        norms = {n for n in chosen if "norm" in places[n].parts and "bias" not in places[n].parts}
+        units = [name for name, p in chosen.items() if p.dim() > 1 or name in norms]
         if not units:
             raise UserError(f"{method}: no matrix or norm is selected")
         self.always, self.policy = frozenset(chosen.keys() - set(units)), method.state
