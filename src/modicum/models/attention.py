@@ -173,8 +173,9 @@ class Packed:
                 self._keys = flash.keys_of(*self.lengths, self.where_N.device)
             return flash.attend(self._keys, q_NHD, k_NKD, v_NKD, rule.scaling, rule.window)
         if not self.tight:
-            given = q_NHD, k_NKD, v_NKD
-            q_NHD, k_NKD, v_NKD = (_Spread.apply(x, self.token_M, self.where_N) for x in given)
+            q_NHD, k_NKD, v_NKD = (
+                _Spread.apply(x, self.token_M, self.where_N) for x in (q_NHD, k_NKD, v_NKD)
+            )
         (q, q_rows), (k, k_rows), (v, v_rows) = map(self._tables, (q_NHD, k_NKD, v_NKD))
         if self.cache is not None:
             self.cache.store(layer, k, v)
