@@ -37,9 +37,10 @@ def engine_of(model: Any, kind: Any = "auto", lowest: int = -1) -> Any:
     """The engine of a model on the CPU."""
     import torch
 
+    from modicum.config import Compute
     from modicum.engine import make
 
-    return make(model, torch.device("cpu"), lowest, kind)
+    return make(model, torch.device("cpu"), lowest, Compute(engine=kind))
 
 
 def make_run(out: Path, model: Path, *args: str) -> Path:

@@ -341,7 +341,7 @@ def test_frozen_layers_that_differ_from_the_library_stop_the_run(bare: TrainConf
     """What training cannot see: the trunk that sampler and trainer share."""
     session = prepare(replace(bare, update="last(1)"))
     groups = step.sample_groups(session, 0)
-    rest = (session.policy, session.prepared, groups, session.config.sampling, 0)
+    rest = (session.policy, session.prepared, groups, 0)
     assert session.agreement.check(*rest) < 1e-5
     with torch.no_grad():
         session.prepared.frozen["model.layers.0.mlp.up_proj.weight"].mul_(1.1)

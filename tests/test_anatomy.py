@@ -298,7 +298,7 @@ def test_a_fall_of_the_reward() -> None:
 def test_the_alarm_of_a_collapse() -> None:
     def change(participation: float, shape: tuple[int, ...] = (70, 80)) -> anatomy.Change:
         ranks = (2.0, participation, 2)
-        return anatomy.Change(UP, 1, "mlp", shape, 1, {"0": 1}, 1.0, 1.0, 1.0, *ranks)
+        return anatomy.Change(UP, 1, "mlp", shape, 1, {"0": 1}, 1.0, 1.0, 1.0, *ranks, min(shape))
 
     told = anatomy.alarm([change(1.5), change(9.0)], None, FALLS)
     assert "from 0.75 to 0.05" in told and "1 of 2 changes" in told and UP in told

@@ -238,7 +238,7 @@ def test_decoding_gives_the_whole_forward(variant: str, dtype: torch.dtype) -> N
             for b, row in enumerate(tokens)
         ]
         cache = Cache(lengths, size, steps, CPU)
-        plan = Packed(lengths, [], [], CPU, cache.store, cache.store_states)
+        plan = Packed(lengths, [], [], CPU, cache)
         decoder.run(decoder.embed(torch.cat(PROMPTS)), plan.positions_N, plan)
         living = torch.arange(len(tokens))
         errors = []
@@ -266,7 +266,7 @@ def test_a_cache_shrinks_when_rows_have_left() -> None:
     decoder = decoder_of(model)
     with torch.inference_mode():
         cache = Cache([7, 4, 9], 4, 6, CPU)
-        plan = Packed([7, 4, 9], [], [], CPU, cache.store)
+        plan = Packed([7, 4, 9], [], [], CPU, cache)
         decoder.run(decoder.embed(torch.cat(PROMPTS)), plan.positions_N, plan)
         before = cache.rows[0][0].numel()
         cache.advance()
@@ -281,7 +281,7 @@ def test_prompts_are_stored_once_for_their_group() -> None:
     decoder = decoder_of(model_of("llama untied"))
     with torch.inference_mode():
         cache = Cache([7, 4, 9], 16, 6, CPU)
-        plan = Packed([7, 4, 9], [], [], CPU, cache.store)
+        plan = Packed([7, 4, 9], [], [], CPU, cache)
         decoder.run(decoder.embed(torch.cat(PROMPTS)), plan.positions_N, plan)
     assert cache.prompts[0][0].shape == (3, 2, 9, 8)
     assert cache.rows[0][0].shape == (3, 2, 16, 6, 8)

@@ -35,8 +35,11 @@ def test_the_split_engine_is_the_librarys(dtype: torch.dtype, update: str) -> No
     device = torch.device("cuda")
     prepared = updates.parse(update).apply(random_model("qwen2").to(device, dtype), 0)
     found = [
-        logprobs.logprobs(make(prepared.model, device, lowest, kind), ROWS, Sampling())[0]
-        for kind, lowest in (("split", prepared.lowest_layer), ("library", -1))
+        logprobs.logprobs(make(prepared.model, device, lowest, compute), ROWS, Sampling())[0]
+        for compute, lowest in (
+            (Compute(engine="split"), prepared.lowest_layer),
+            (Compute(engine="library"), -1),
+        )
     ]
     close = {"atol": 1e-4, "rtol": 1e-4} if dtype == torch.float32 else {"atol": 0.2, "rtol": 0.05}
     torch.testing.assert_close(*found, **close)
@@ -51,7 +54,7 @@ def test_a_replayed_graph_gives_what_steps_do(update: str, monkeypatch: pytest.M
     prompts = [(40, 41, 42), (50, 51)]
     uniforms_RT = torch.rand(8, 40, generator=torch.Generator().manual_seed(0)).to(device)
     for way in (GROWING, FIXED, REPLAYED):
-        engine: Any = make(prepared.model, device, prepared.lowest_layer, "split")
+        engine: Any = make(prepared.model, device, prepared.lowest_layer)
         engine.way = way
         with torch.inference_mode():
             decoding = engine.decode(prompts, 4, 40, False)

@@ -15,7 +15,7 @@ from torch.utils.flop_counter import (
 )
 
 from modicum import updates
-from modicum.config import Sampling, Steps
+from modicum.config import Compute, Sampling, Steps
 from modicum.engine import Changed, Engine, logprobs, make
 from modicum.engine.base import tokens_of
 from modicum.engine.flops import FlopCounter
@@ -55,7 +55,8 @@ def setting(
     """The tiny base under an update; its completions never end early."""
     loaded = replace(load("tiny"), end_tokens=(10**6,))
     prepared = updates.parse(update).apply(loaded.model)
-    return prepared, loaded, make(prepared.model, loaded.device, prepared.lowest_layer, kind, again)
+    compute = Compute(engine=kind, checkpointing=again)
+    return prepared, loaded, make(prepared.model, loaded.device, prepared.lowest_layer, compute)
 
 
 def sampled(loaded: Loaded, engine: Engine, trunk_bytes: int = 0) -> list[Group]:

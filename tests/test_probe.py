@@ -11,7 +11,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from conftest import random_model
 from modicum import cli
-from modicum.config import Sampling
+from modicum.config import Compute, Sampling
 from modicum.engine.library import Abilities, LibraryEngine
 from modicum.engine.logprobs import logprobs
 from modicum.engine.policy import make
@@ -93,7 +93,7 @@ def test_log_probs_are_those_of_the_plain_forward(
     name: str, changes: dict[str, Any], can: Abilities
 ) -> None:
     model = model_of(name, **changes)
-    engine = make(model, CPU, kind="library")
+    engine = make(model, CPU, compute=Compute(engine="library"))
     assert isinstance(engine, LibraryEngine) and engine.can == can
     assert LibraryEngine(model, CPU).can == can, "the agreement proof makes its own"
     assert bool(engine.notes) is (can.cache != "padded")

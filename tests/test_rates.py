@@ -145,7 +145,7 @@ def test_the_first_step_moves_the_other_problems_by_the_kl(small: TrainConfig) -
     _, rewards_PG = score(session.task, session.reward, groups, [])
     batch = make_batch(session.objective, groups, rewards_PG)
     (given, held), _ = rate.halves(groups, batch)
-    with rate.FirstSteps(session, batch, given, held) as tried:
+    with rate.FirstSteps(session, batch, (given, held)) as tried:
         found, _ = tried.rate(1e-3, 0.01)
     assert {row.group % 2 for row in given} == {0}
     assert {row.group for row in held} == set(range(1, 24, 2))

@@ -274,6 +274,6 @@ def test_unknown_families_run_on_the_librarys_forward() -> None:
     cpu = torch.device("cpu")
     assert type(make(model, cpu)).__name__ == "LibraryEngine"
     with pytest.raises(UserError, match="engine split: the architecture 'gpt2'"):
-        make(model, cpu, kind="split")
+        make(model, cpu, compute=Compute(engine="split"))
     with pytest.raises(UserError, match="gradient checkpointing needs engine split"):
-        make(model, cpu, recompute=True)
+        make(model, cpu, compute=Compute(checkpointing=True))

@@ -42,16 +42,12 @@ class Change:
     effective_rank: float | None  # these: None for no matrix, no change, or one too large
     participation_ratio: float | None = None
     directions_90: int | None = None
+    full_rank: int | None = None  # the largest rank that it could have; None for what is no matrix
 
     @property
     def moved(self) -> bool:
         """Whether anything in it changed."""
         return self.changed["0"] > 0
-
-    @property
-    def full_rank(self) -> int | None:
-        """The largest rank that it could have; None for what is not a matrix."""
-        return min(self.shape) if len(self.shape) == 2 else None
 
 
 def measure(policy: nn.Module, base: nn.Module, device: torch.device | None = None) -> list[Change]:
@@ -75,13 +71,14 @@ def _change(name: str, place: Place, new: Tensor, old: Tensor, device: torch.dev
     both = (torch.linalg.vector_norm(t, dtype=torch.float64) for t in (difference, before))
     norm, base_norm = map(float, both)
     ranks: tuple[float | None, float | None, int | None] = (None, None, None)
-    if difference.ndim == 2 and changed["0"] and min(new.shape) <= LARGEST_SIDE[device.type]:
+    full = min(new.shape) if new.ndim == 2 else None
+    if full is not None and changed["0"] and full <= LARGEST_SIDE[device.type]:
         # A matrix of rounding errors has a largest singular value of about this.
         typical = base_norm / math.sqrt(difference.numel())
         noise = HALF_SPACING * typical * sum(math.sqrt(side) for side in new.shape)
         ranks = directions(singular_values(difference, noise))
     which = (name, place.layer, part_of(place), tuple(new.shape), new.numel())
-    return Change(*which, changed, norm, base_norm, float(size.max()), *ranks)
+    return Change(*which, changed, norm, base_norm, float(size.max()), *ranks, full)
 
 
 def part_of(place: Place) -> str:
@@ -148,15 +145,14 @@ def summary(changes: Sequence[Change], dtype: str) -> dict[str, Any]:
     numbers = sorted({c.layer for c in changes if c.layer is not None})
     parts = [p for p in (*INSIDE, *OUTSIDE) if any(c.part == p for c in changes)]
     by_part = {part: [c for c in changes if c.part == part] for part in parts}
+    by_layer = {n: [c for c in changes if c.layer == n] for n in numbers}
     return {
         "dtype": dtype,
         "tensors": len(changes),
         "tensors_changed": sum(c.moved for c in changes),
         **_together(changes),
         "parts": {part: {**_together(of), **_ranks(of)} for part, of in by_part.items()},
-        "layers": [
-            {"layer": n, **_together([c for c in changes if c.layer == n])} for n in numbers
-        ],
+        "layers": [{"layer": n, **_together(of)} for n, of in by_layer.items()],
         "map": {
             part: [_together([c for c in of if c.layer == n])["relative_norm"] for n in numbers]
             for part, of in by_part.items()

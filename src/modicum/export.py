@@ -47,10 +47,8 @@ def export_run(
         raise UserError(f"export: format must be 'merged' or 'adapter', not {format!r}")
     now = config or past_bases(run, past_config(run))
     if format == "adapter" and now.compute.quantise:
-        why = (
-            "its adapter makes another model on the whole base; --format merged writes both as one"
-        )
-        raise UserError(f"{run} trained on a base in 4 bits: {why}")
+        why = "its adapter makes another model on the whole base; --format merged writes both"
+        raise UserError(f"{run} trained on a base in 4 bits: {why} as one")
     held = {**_places("the base of the run", now.model, now.base), "the run": str(run)}
     with writing(out, overwrite, held) as at:
         session = reload(run, now, parts)

@@ -51,6 +51,9 @@ class Preference(NamedTuple):
         return abs(math.log(len(self.chosen[0]) / len(self.rejected[0]))) <= MATCHED
 
 
+Pairs = Sequence[Preference]
+
+
 def paired(question: str, prompt: Tokens, group: Iterable[Graded], seed: int) -> list[Preference]:
     """At most `MOST` pairs of different texts, those of matched lengths first, drawn by `seed`. Of
     what has ended, has an answer that can be read, and the same verdict strictly and leniently."""
@@ -65,7 +68,7 @@ def paired(question: str, prompt: Tokens, group: Iterable[Graded], seed: int) ->
     return [pair._replace(weight=1 / len(found)) for pair in found]
 
 
-def split(pairs: Sequence[Preference], seed: int) -> dict[str, list[Preference]]:
+def split(pairs: Pairs, seed: int) -> dict[str, list[Preference]]:
     """The pairs of 80 % of problems to train on, of 10 % each to tune and to test."""
     found: dict[str, list[Preference]] = {"train": [], "tune": [], "test": []}
     for pair in pairs:
@@ -133,16 +136,14 @@ def adapted(model: Any, rank: int, targets: str, seed: int) -> Any:
             raise UserError(f"targets: {' '.join(str(error).split()):.200}") from None
 
 
-def scored(model: Any, pairs: Sequence[Preference], size: int) -> Iterator[Tensor]:
+def scored(model: Any, pairs: Pairs, size: int) -> Iterator[Tensor]:
     """The scores [B, 2] of pairs, so many at a time."""
     for part in (pairs[at : at + size] for at in range(0, len(pairs), size)):
         rows = [(*pair.prompt, *tokens) for pair in part for tokens, _ in pair[2:4]]
         yield scores(model, rows).unflatten(0, (-1, 2))
 
 
-def fit(
-    model: Any, pairs: Sequence[Preference], loss: Loss, rate: float, sizes: tuple[int, int]
-) -> None:
+def fit(model: Any, pairs: Pairs, loss: Loss, rate: float, sizes: tuple[int, int]) -> None:
     """Train on the pairs in this order; `sizes`: pairs of a step, and of a forward."""
     trained = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(trained, rate, weight_decay=0.0)
@@ -158,7 +159,7 @@ def fit(
         optimizer.zero_grad()
 
 
-def by_problem(pairs: Sequence[Preference], both: Any) -> list[float]:
+def by_problem(pairs: Pairs, both: Any) -> list[float]:
     """The share of pairs that a score puts right, ties half, of every problem."""
     found = defaultdict[str, list[float]](list)
     for pair, (one, two) in zip(pairs, both, strict=True):
@@ -172,10 +173,7 @@ def answer(text: str) -> str:
 
 
 def judge(
-    tests: Sequence[Preference],
-    both: Any,
-    formed: Callable[[str], Any],
-    train: Sequence[Preference] = (),
+    tests: Pairs, both: Any, formed: Callable[[str], Any], train: Pairs = ()
 ) -> dict[str, Any]:
     """The report of scores of held-out pairs, beside rivals that know nothing of the problem.
     `formed` says whether a text has the form that the prompt asks for. The rival `answer` is
@@ -188,10 +186,8 @@ def judge(
         "format": lambda tokens, text: formed(text),
         "answer": lambda _, text: (right[a := answer(text)] + 1) / (wrong[a] + 1),
     }
-    others = {
-        name: statistics.fmean(by_problem(tests, [(rival(*p[2]), rival(*p[3])) for p in tests]))
-        for name, rival in rivals.items()
-    }
+    said = {n: [(rival(*p[2]), rival(*p[3])) for p in tests] for n, rival in rivals.items()}
+    others = {name: statistics.fmean(by_problem(tests, of)) for name, of in said.items()}
     odd = [n for n, pair in enumerate(tests) if not pair.matched]
     unequal = by_problem([tests[n] for n in odd], [both[n] for n in odd])
     groups = defaultdict[str, dict[tuple[str, bool], float]](dict)

@@ -67,11 +67,8 @@ class RunParts:
             "update": partial(past_update, folder),
             "reward": lambda text: rewards.parse(text, places(folder)),
         }
-        found = {
-            kind: read(getattr(config, kind))
-            for kind, read in readers.items()
-            if getattr(self, kind) is None and not is_given(getattr(config, kind))
-        }
+        texts = {kind: getattr(config, kind) for kind in readers if getattr(self, kind) is None}
+        found = {k: readers[k](text) for k, text in texts.items() if not is_given(text)}
         return past_bases(folder, config), replace(self, **found)
 
     def keep(self, run: runs.Run, config: TrainConfig) -> list[str]:

@@ -119,7 +119,7 @@ def run_probe(args: list[str]) -> int:
     for update in said:
         known.parse(update)
     probed = probe.probe(config, said or probe.usual(config), console().print)
-    return printed(found.json, probed.to_json(), probed.text())
+    return printed(found.json, dataclasses.asdict(probed), probed.text())
 
 
 def run_recipes(args: list[str]) -> int:

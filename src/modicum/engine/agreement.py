@@ -27,6 +27,7 @@ PRIOR = 4.0  # doubt (1 - p, summed over tokens) that a measurement needs to cou
 CUT = 0.1  # of the tokens, and one, that rounding may move by much: at a cut, in a wild policy
 FIRST = 5  # steps that are all checked
 REMEMBERED = 2**26  # bytes of the step before, at most
+NOT_SAMPLED = "the completions were not sampled from the current policy"
 
 LEAST = {"base": 0.5, "previous": 0.5, "temperature": 0.01}
 """How large a slope must be at least to be a fault."""
@@ -36,7 +37,7 @@ class Agreement:
     """What the proof has seen of a run so far."""
 
     def __init__(self, dtype: str, every: int, sampling: Sampling | None = None) -> None:
-        sampling = sampling or Sampling()
+        self.sampling = sampling = sampling or Sampling()
         self.low, self.every = dtype != "fp32", every
         self.sharp = 1 / min(1.0, sampling.temperature or 1.0)
         """What the temperature makes of a rounding of logits."""
@@ -60,40 +61,31 @@ class Agreement:
     # Checks ------------------------------------------------------------------------------
 
     @torch.no_grad()
-    def check(
-        self, policy: Policy, prepared: Prepared, groups: Groups, sampling: Sampling, step: int
-    ) -> float:
+    def check(self, policy: Policy, prepared: Prepared, groups: Groups, step: int) -> float:
         """Ask the library; mean |its log-prob - the sampler's|, in nats. RunStopped: no."""
         policy.sampler.prove()
         if self.low:
             with widened(policy.model):
-                again = slopes.rehearsal(policy, groups, sampling, step)
-                found = slopes.score(policy, again, sampling)
-                self._exact(policy, prepared, found, sampling)
-        found = slopes.score(policy, slopes.some(groups), sampling)
+                again = slopes.rehearsal(policy, groups, self.sampling, step)
+                self._exact(policy, prepared, slopes.score(policy, again, self.sampling))
+        found = slopes.score(policy, slopes.some(groups), self.sampling)
         if not np.isfinite(found.ways["trainer"]).all():
             return 0.0  # so will the loss be, and the step is skipped and counted
         if not self.low:
-            self._exact(policy, prepared, found, sampling)
+            self._exact(policy, prepared, found)
         else:
             with widened(policy.model):
-                found.ways["exact"], found.entropy_N = slopes.by(
-                    policy.scorer, found.rows, sampling
-                )
-            self._measure(found.ways["library"], found.ways["exact"])
-            self._other_weights(policy, prepared, found, sampling)
+                exact_N, found.entropy_N = slopes.by(policy.scorer, found.rows, self.sampling)
+            found.ways["exact"] = exact_N
+            self._measure(found.ways["library"], exact_N)
+            self._other_weights(policy, prepared, found)
             for way in ("trainer", "library"):
                 self._follow(way, found.ways[way] - found.sampler_N, found)
         return self._apart(found.ways["library"], found.sampler_N, "library")
 
     @torch.no_grad()
     def trained(
-        self,
-        rows: Sequence[Row],
-        trainer_N: Array,
-        entropy_N: Array,
-        policy: Policy | None = None,
-        sampling: Sampling | None = None,
+        self, rows: Sequence[Row], trainer_N: Array, entropy_N: Array, policy: Policy | None = None
     ) -> float:
         """The trainer's log-probs of a step's tokens; mean |difference|, in nats.
 
@@ -104,11 +96,10 @@ class Agreement:
         found = Scored(rows, entropy_N, {"exact": trainer_N})
         if self.low:
             if policy is not None and self._far(trainer_N - found.sampler_N, trainer_N) > 1:
-                sampling = sampling or Sampling()
                 taken = [replace(row, trunk=None) for row in rows[:: -(-len(rows) // ROWS)]]
-                rounded_N = slopes.by(policy.scorer, taken, sampling)[0]
+                rounded_N = slopes.by(policy.scorer, taken, self.sampling)[0]
                 with widened(policy.model):
-                    self._measure(rounded_N, slopes.by(policy.scorer, taken, sampling)[0])
+                    self._measure(rounded_N, slopes.by(policy.scorer, taken, self.sampling)[0])
             self._follow("training", trainer_N - found.sampler_N, found)
         return self._apart(trainer_N, found.sampler_N, "trainer")
 
@@ -122,7 +113,7 @@ class Agreement:
 
     # Pieces ------------------------------------------------------------------------------
 
-    def _exact(self, policy: Policy, prepared: Prepared, found: Scored, sampling: Sampling) -> None:
+    def _exact(self, policy: Policy, prepared: Prepared, found: Scored) -> None:
         """Sampler, trainer and library agree where nothing is rounded."""
         library_N = found.ways["library"]
         ways = {"trainer": found.ways["trainer"]}
@@ -137,23 +128,19 @@ class Agreement:
             far = slopes.over_doubt(d_N[kept], library_N[kept])
             self.exact_max = max(self.exact_max, far)
             if not far <= EXACT * self.sharp:
-                self._other_weights(policy, prepared, found, sampling)
-                raise AgreementFailed(
-                    f"in fp32 the log-probs of {name} and library differ by"
-                    f" {np.abs(library_N - other_N).mean():.2g} nats a token"
-                    f"{slopes.looks_like(library_N - other_N, found)}; the completions were not sampled"
-                    " from the current policy, or are not trained as they were sampled"
-                )
+                self._other_weights(policy, prepared, found)
+                apart = f"{np.abs(d_N).mean():.2g} nats a token{slopes.looks_like(d_N, found)}"
+                what = f"in fp32 the log-probs of {name} and library differ by {apart}"
+                why = f"{NOT_SAMPLED}, or are not trained as they were sampled"
+                raise AgreementFailed(f"{what}; {why}")
 
-    def _other_weights(
-        self, policy: Policy, prepared: Prepared, found: Scored, sampling: Sampling
-    ) -> None:
+    def _other_weights(self, policy: Policy, prepared: Prepared, found: Scored) -> None:
         known = {"base": prepared.reference} if prepared.reference_known else {}
         if self.before is not None:
             known["previous"] = self.before.swapped
         for name, weights in known.items():
             with weights(), widened(policy.model):
-                found.others[name] = slopes.by(policy.scorer, found.rows, sampling)[0]
+                found.others[name] = slopes.by(policy.scorer, found.rows, self.sampling)[0]
 
     def _measure(self, rounded_N: Array, exact_N: Array) -> None:
         """The model's own rounding: that of all checks, and room for as much as it has now."""
@@ -183,7 +170,8 @@ class Agreement:
     def _follow(self, way: str, d_N: Array, found: Scored) -> None:
         """Add a check to the slopes; RunStopped when one is what a fault gives."""
         s_N = self.own * (1 - np.exp(found.ways["exact"]))
-        kept, group_N = self._kept(d_N, self.cuts), found.group_N
+        group_N = np.repeat([r.group for r in found.rows], [len(r.tokens) for r in found.rows])
+        kept = self._kept(d_N, self.cuts)
         for name, x_N in found.directions().items():
             slope = self.slopes.setdefault(f"{way} {name}", Slope())
             slope.add(d_N[kept], x_N[kept], s_N[kept], group_N[kept])
@@ -191,11 +179,9 @@ class Agreement:
             # The sampler prefers tokens that its own rounding has made likelier.
             least = max(LEAST.get(name, EXACT), 4 * self.noise**2)
             if abs(size) > max(least, limit * error):
-                raise AgreementFailed(
-                    f"the log-probs of {way} less the sampler's follow those of"
-                    f" {FAULTS[name][size < 0]}: slope {size:.3g} with standard error"
-                    f" {error:.2g}, where the current policy has 0"
-                )
+                what = f"the log-probs of {way} less the sampler's follow those of"
+                told = f"{FAULTS[name][size < 0]}: slope {size:.3g} with standard error {error:.2g}"
+                raise AgreementFailed(f"{what} {told}, where the current policy has 0")
 
     def _apart(self, other_N: Array, sampler_N: Array, way: str) -> float:
         """Mean |difference|; RunStopped when it is more than rounding."""
@@ -204,11 +190,9 @@ class Agreement:
         d_N = other_N - sampler_N
         mean, far = float(np.abs(d_N).mean()), self._far(d_N, other_N)
         if not far <= 1:
-            raise AgreementFailed(
-                f"log-probs of sampler and {way} differ by {mean:.2g} nats a token,"
-                f" {far:.2g} times what rounding may make; the completions were not sampled from the"
-                " current policy"
-            )
+            apart = f"{mean:.2g} nats a token, {far:.2g} times what rounding may make"
+            what = f"log-probs of sampler and {way} differ by {apart}"
+            raise AgreementFailed(f"{what}; {NOT_SAMPLED}")
         return mean
 
     def report(self) -> str:
@@ -242,7 +226,6 @@ def _finite(values_N: Array, by: str) -> None:
     """RunStopped with what is wrong, where a comparison would only say that it failed."""
     if not np.isfinite(values_N).all():
         count = int((~np.isfinite(values_N)).sum())
-        raise RunStopped(
-            f"the model gives no numbers: {count} of {values_N.size} log-probs of {by} are nan"
-            " or infinite, so that weights or logits are not finite"
-        )
+        which = f"{count} of {values_N.size} log-probs of {by} are nan or infinite"
+        why = "so that weights or logits are not finite"
+        raise RunStopped(f"the model gives no numbers: {which}, {why}")

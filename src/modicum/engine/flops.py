@@ -89,14 +89,11 @@ class FlopCounter:
         # Nothing after it keeps what it gives, unless a norm follows.
         if any("post_feedforward" in name for name, _ in prepared.model.named_parameters()):
             self.tail_L[:] = 0.0
+        self.token = float(self.adapted_LW[:, :PAIRS].sum())
+        """FLOPs of a token's forward, without its attention."""
         self.reference_LW = self.base_LW if prepared.reference_is_bare else self.adapted_LW
         self._known: dict[frozenset[str], Array] = {}
         self.judged = False  # whether a reward model on the base reads all completions
-
-    @property
-    def token(self) -> float:
-        """FLOPs of a token's forward, without its attention."""
-        return float(self.adapted_LW[:, :PAIRS].sum())
 
     def step(
         self, groups: Sequence[Group], batch: Batch, updates: int, rounds: Sequence[int] = ()
@@ -121,9 +118,8 @@ class FlopCounter:
         rows = [Row(prompt, c.tokens, (), 0.0, number, c.trunk) for number, prompt, c in told]
         total = critic.token * sum(len(row.tokens) for row in rows)
         if critic.own is not None:
-            return total + critic.own.training(
-                [replace(r, trunk=None) for r in rows], critic.passes
-            )
+            bare = [replace(row, trunk=None) for row in rows]
+            return total + critic.own.training(bare, critic.passes)
         lowest, depth = max(0, self.prepared.lowest_layer), critic.at.depth
         for kept, load_W in self._parts(rows):
             first = lowest if kept and depth in (None, lowest) else 0

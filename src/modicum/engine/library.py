@@ -24,6 +24,7 @@ from modicum.engine.base import Changed, Decoding, Engine, Prompts
 from modicum.models.device import index, up
 from modicum.models.linear import replaced
 from modicum.models.load import inner
+from modicum.report.words import say
 from modicum.types import Row
 
 CACHES = ("cache", "state")  # what forwards call it, in their arguments and in what they give
@@ -42,13 +43,6 @@ class Abilities:
 
 FOUND: WeakKeyDictionary[Any, Abilities] = WeakKeyDictionary()
 """By model, what `engine.probe.probe` found; a model that was not probed can do all."""
-NOTES = {
-    "padded": "",
-    "equal": "the cache of the architecture {!r} knows no padding: prompts of one length are sampled"
-    " together, and the others after them",
-    "none": "the architecture {!r} has no cache that can be used for groups of completions: every"
-    " token is sampled by a whole forward, which is slow",
-}
 
 
 class Given(BaseModelOutputWithPast):
@@ -65,9 +59,10 @@ class LibraryEngine(Engine):
     def __init__(self, model: Any, device: torch.device) -> None:
         self.model = model
         self.can = FOUND.get(inner(model), Abilities())
-        if note := NOTES[self.can.cache]:
-            self.notes = (note.format(inner(model).config.model_type),)
         self.of_one_length = self.can.cache == "equal"
+        if self.can.cache != "padded":
+            kind = repr(inner(model).config.model_type)
+            self.notes = (say("poor_cache", kind=kind, equal=self.of_one_length),)
         super().__init__(inner(model).get_output_embeddings().weight, device)
         if self.can.whole:  # its states are logits
             self.width = self.vocabulary
@@ -122,18 +117,12 @@ class LibraryDecoding(Decoding):
     ) -> None:
         self.model, device = engine.model, engine.device
         sequences = [torch.tensor(prompt, device=device) for prompt in prompts]
-        ids_PT, mask_PT = (
-            pad_sequence(of, batch_first=True, padding_side="left")
-            for of in (sequences, [torch.ones_like(ids) for ids in sequences])
-        )
+        both = sequences, [torch.ones_like(ids) for ids in sequences]
+        ids_PT, mask_PT = (pad_sequence(of, batch_first=True, padding_side="left") for of in both)
         padded = not bool(mask_PT.all())
         self.known = inspect.signature(inner(self.model).forward).parameters
-        out = self._forward(
-            input_ids=ids_PT,
-            attention_mask=mask_PT if padded else None,
-            position_ids=position_ids(mask_PT),
-            logits_to_keep=1,
-        )
+        mask = mask_PT if padded else None
+        out = self._forward(ids_PT, mask, position_ids(mask_PT), logits_to_keep=1)
         self.cache_name = next(name for name in CACHES if getattr(out, name, None) is not None)
         self.cache = getattr(out, self.cache_name)
         member_B = torch.arange(len(prompts), device=device).repeat_interleave(group_size)
@@ -143,7 +132,8 @@ class LibraryDecoding(Decoding):
         self.position_B = lengths[member_B]
         self.logits_BV = out.logits[:, -1][member_B]
 
-    def _forward(self, **given: Any) -> Any:
+    def _forward(self, ids: Tensor, mask: Tensor | None, positions: Tensor, **more: Any) -> Any:
+        given = {"input_ids": ids, "attention_mask": mask, "position_ids": positions, **more}
         if not any(p.kind is p.VAR_KEYWORD for p in self.known.values()):
             given = {name: value for name, value in given.items() if name in self.known}
         return self.model(use_cache=True, **given)
@@ -161,12 +151,8 @@ class LibraryDecoding(Decoding):
         if self.mask_BT is not None:
             more = self.mask_BT.new_ones(len(self.mask_BT), 1)
             self.mask_BT = torch.cat([self.mask_BT, more], 1)
-        out = self._forward(
-            input_ids=token_B[:, None],
-            attention_mask=self.mask_BT,
-            position_ids=self.position_B[:, None],
-            **{self.cache_name: self.cache},
-        )
+        held = {self.cache_name: self.cache}
+        out = self._forward(token_B[:, None], self.mask_BT, self.position_B[:, None], **held)
         self.cache = getattr(out, self.cache_name)
         self.logits_BV = out.logits[:, -1]
         self.position_B = self.position_B + 1

@@ -92,7 +92,7 @@ def policy_of(
     repeatable(compute.deterministic, loaded.device)
     model = loaded.model if prepared is None else prepared.model
     lowest = -1 if prepared is None else prepared.lowest_layer
-    engine = make(model, loaded.device, lowest, compute.engine, compute.checkpointing)
+    engine = make(model, loaded.device, lowest, compute)
     engine.notes = (*loaded.notes, *engine.notes)
     settings = samplers.parse(compute.sampler)
     sampler = settings.begin(engine, loaded, prepared, compute, rollout_batch)
@@ -104,23 +104,20 @@ def policy_of(
 
 
 def make(
-    model: Any,
-    device: torch.device,
-    lowest: int = -1,
-    kind: str = "auto",
-    recompute: bool | None = False,
+    model: Any, device: torch.device, lowest: int = -1, compute: Compute | None = None
 ) -> Engine:
     """The engine of a model whose lowest trained layer is `lowest` (-1: the embedding).
 
-    `auto` splits the forward where the family is known. `recompute` is gradient
-    checkpointing. Raises UserError for what an architecture cannot do."""
-    decoder = None if kind == "library" else view(model)
+    `auto` splits the forward where the family is known. Raises UserError for what an architecture
+    cannot do."""
+    compute = compute or Compute()
+    decoder = None if compute.engine == "library" else view(model)
     if decoder is not None:
-        return SplitEngine(decoder, lowest, bool(recompute))
-    if kind == "split":
+        return SplitEngine(decoder, lowest, bool(compute.checkpointing))
+    if compute.engine == "split":
         name = model.config.model_type
         raise UserError(f"engine split: the architecture {name!r} is not one that it knows")
-    if recompute:
+    if compute.checkpointing:
         raise UserError("gradient checkpointing needs engine split, which this model cannot use")
     probe(model, device)
     return LibraryEngine(model, device)
@@ -133,7 +130,5 @@ def check_length(prompts: Prompts, model: Any, sampling: Sampling) -> None:
         raise UserError("max_tokens: a run settles auto; here it takes a number")
     longest = max(map(len, prompts)) + sampling.max_tokens
     if limit is not None and longest > limit:
-        raise UserError(
-            f"a prompt and max_tokens = {sampling.max_tokens} make {longest} tokens;"
-            f" the model has positions for {limit}"
-        )
+        made = f"a prompt and max_tokens = {sampling.max_tokens} make {longest} tokens"
+        raise UserError(f"{made}; the model has positions for {limit}")

@@ -109,9 +109,8 @@ def _right(model: Any, device: torch.device, prompts: Prompts, compared: bool) -
         decoded = list(_decoded(model, device, prompts))
     except REFUSALS:
         return False
-    return not compared or all(
-        _same(logits_V, _alone(model, device, sequence)[-1]) for sequence, logits_V in decoded
-    )
+    pairs = ((_alone(model, device, sequence)[-1], logits_V) for sequence, logits_V in decoded)
+    return not compared or all(_same(logits_V, alone_V) for alone_V, logits_V in pairs)
 
 
 def _decoded(model: Any, device: torch.device, prompts: Prompts) -> Iterator[tuple[Prompt, Tensor]]:

@@ -154,10 +154,9 @@ def opened(
         for (_, prompt, *both, _), then in report.get("witness", ()) if due else ():
             now = score(tuple(prompt), [tuple(tokens) for tokens, _ in both])
             if not torch.allclose(now, now.new_tensor(then), CLOSE[dtype], CLOSE[dtype]):
-                raise RunStopped(
-                    f"reward proof: {folder} scores {now.tolist()} what it scored {then} when it was"
-                    " made: its base is not as it was, another adapter acts, or its files changed"
-                )
+                what = f"{folder} scores {now.tolist()} what it scored {then} when it was made"
+                why = "its base is not as it was, another adapter acts, or its files changed"
+                raise RunStopped(f"reward proof: {what}: {why}")
         if tokenizer:
             found = in_parts(score, (), [chat(problem.question, c.text) for c in group])
         else:

@@ -48,11 +48,6 @@ class Scored:
     """Under the weights of the `base` and of the step before (`previous`)."""
 
     @property
-    def group_N(self) -> Array:
-        """The group of every token."""
-        return np.repeat([r.group for r in self.rows], [len(r.tokens) for r in self.rows])
-
-    @property
     def sampler_N(self) -> Array:
         """The sampler's log-probs."""
         return np.array([value for row in self.rows for value in row.logprobs])
@@ -145,11 +140,8 @@ def rehearsal(policy: Policy, groups: Groups, sampling: Sampling, step: int) -> 
 
 def score(policy: Policy, groups: Groups, sampling: Sampling) -> Scored:
     """Log-probs of completions by library and trainer, without what was kept of their way."""
-    rows = [
-        Row(group.prompt, c.tokens, c.logprobs, 0.0, group=number)
-        for number, group in enumerate(groups)
-        for c in group.completions
-    ]
+    told = ((number, g.prompt, c) for number, g in enumerate(groups) for c in g.completions)
+    rows = [Row(prompt, c.tokens, c.logprobs, 0.0, number) for number, prompt, c in told]
     library_N, entropy_N = by(LibraryEngine(policy.model, policy.device), rows, sampling)
     trainer_N, _ = by(policy.scorer, rows, sampling)
     ways = {"trainer": trainer_N, "library": library_N, "exact": library_N}

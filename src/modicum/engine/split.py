@@ -65,9 +65,8 @@ class Graph:
         if self.graph is None:
             self.graph = torch.cuda.CUDAGraph()
             # Other threads may go on using the GPU meanwhile. Nothing is computed here.
-            with torch.cuda.graph(
-                self.graph, stream=self.stream, capture_error_mode="thread_local"
-            ):
+            how: Any = {"stream": self.stream, "capture_error_mode": "thread_local"}
+            with torch.cuda.graph(self.graph, **how):
                 self.found = step(token_N)
         self.graph.replay()
         return self.found
@@ -108,8 +107,7 @@ class SplitEngine(Engine):
     `num_layers` that only what lies above the layers does."""
 
     splits: ClassVar[bool] = True
-    way: Way = GROWING
-    """How it decodes."""
+    way: Way = GROWING  # how it decodes
 
     def __init__(self, decoder: Decoder, lowest: int, recomputes: bool = False) -> None:
         self.decoder = decoder
@@ -186,7 +184,7 @@ class SplitDecoding(Decoding):
         self.group_size = group_size
         self.cache = engine.way.plan(lengths, group_size, max_tokens, device)
         self.run = engine.way.begin()
-        plan = Packed(lengths, [], [], device, self.cache.store, self.cache.store_states)
+        plan = Packed(lengths, [], [], device, self.cache)
         ids_N = torch.tensor([t for prompt in prompts for t in prompt], device=device)
         positions_N, stop = plan.positions_N, engine.lowest if keep else 0
         hidden_NH = decoder.run(decoder.embed(ids_N), positions_N, plan, 0, stop)

@@ -36,9 +36,8 @@ class Texts:
         """The text of every row of tokens."""
         if not self.drops_all:
             rows = [[token for token in row if token not in self.dropped] for row in rows]
-        return self.tokenizer.batch_decode(
-            rows, skip_special_tokens=self.drops_all, clean_up_tokenization_spaces=False
-        )
+        how = {"skip_special_tokens": self.drops_all, "clean_up_tokenization_spaces": False}
+        return self.tokenizer.batch_decode(rows, **how)
 
     def ended(self, tokens: Sequence[int]) -> bool:
         """Whether the last token is an end token or completes a stop string, the first that does."""

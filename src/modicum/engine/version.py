@@ -29,11 +29,8 @@ def version_of(tensors: Mapping[str, Tensor], adapters: Sequence[Any] = ()) -> s
 
     Of each tensor the bits are summed and xor-ed, which is one pass over it. Layers of an
     adapter count where they are not as in training: off, or merged into the base."""
-    odd = [
-        f"{number} {layer.disable_adapters} {layer.merged}"
-        for number, layer in enumerate(adapters)
-        if layer.disable_adapters or layer.merged
-    ]
+    told = ((n, layer.disable_adapters, layer.merged) for n, layer in enumerate(adapters))
+    odd = [f"{n} {disabled} {merged}" for n, disabled, merged in told if disabled or merged]
     digest = hashlib.sha256("\n".join(odd).encode())
     marks = []
     for name in sorted(tensors):
@@ -56,21 +53,17 @@ def require_origin(groups: Sequence[Group], sampling: Sampling, version: str) ->
     settings = (sampling.temperature, sampling.top_p, sampling.top_k)
     for origin in {c.origin for group in groups for c in group.completions}:
         if origin is None:
-            raise AgreementFailed(
-                "the sampler does not say from which weights it drew; every Completion needs its"
-                " origin = types.Origin(version_of(weights), temperature, top_p, top_k)"
-            )
+            origin_of = "types.Origin(version_of(weights), temperature, top_p, top_k)"
+            why = "the sampler does not say from which weights it drew"
+            raise AgreementFailed(f"{why}; every Completion needs its origin = {origin_of}")
         drawn = (origin.temperature, origin.top_p, origin.top_k)
         if drawn != settings:
-            raise AgreementFailed(
-                f"the completions were drawn at (temperature, top_p, top_k) = {drawn}, and are"
-                f" trained at {settings}"
-            )
+            at = f"(temperature, top_p, top_k) = {drawn}, and are trained at {settings}"
+            raise AgreementFailed(f"the completions were drawn at {at}")
         if origin.weights != version:
-            raise AgreementFailed(
-                f"the completions were drawn from other weights (version {origin.weights}) than"
-                f" those that are trained ({version}); the sampler is stale"
-            )
+            other = f"other weights (version {origin.weights}) than those that are trained"
+            why = f"from {other} ({version}); the sampler is stale"
+            raise AgreementFailed(f"the completions were drawn {why}")
 
 
 def require_stops(groups: Sequence[Group], tokenizer: Any, stops: Sequence[str]) -> None:
@@ -78,7 +71,5 @@ def require_stops(groups: Sequence[Group], tokenizer: Any, stops: Sequence[str])
     texts = Texts(tokenizer, (), stops)
     rows = [c.tokens[:-1] for group in groups if stops for c in group.completions]
     for stop in filter(None, map(texts.stop_in, texts(rows))):
-        raise AgreementFailed(
-            f"a completion goes on after the stop string {stop!r}; the sampler must obey"
-            " `sampling.stop`"
-        )
+        what = f"a completion goes on after the stop string {stop!r}"
+        raise AgreementFailed(f"{what}; the sampler must obey `sampling.stop`")

@@ -24,10 +24,8 @@ CONFIG, WEIGHTS, PICKLED = "adapter_config.json", "adapter_model.safetensors", "
 OUTSIDE = """PROMPT_TUNING MULTITASK_PROMPT_TUNING P_TUNING PREFIX_TUNING CPT ADAPTION_PROMPT XLORA
     POLY SHADOW"""
 # What a library raises where a file is not what it should be.
-FAULTS = (
-    *(OSError, ValueError, TypeError, LookupError, AttributeError, RuntimeError),
-    *(ImportError, SafetensorError),
-)
+FAULTS = (OSError, ValueError, TypeError, LookupError, AttributeError, RuntimeError, ImportError)
+FAULTS += (SafetensorError,)
 
 
 @contextmanager
@@ -54,10 +52,8 @@ def said(folder: Path) -> Mapping[str, Any]:
     if task not in (None, "CAUSAL_LM"):
         raise UserError(f"{folder} is an adapter for the task {task}, not for a causal model")
     if kind in OUTSIDE.split() or found.get("alora_invocation_tokens"):
-        raise UserError(
-            f"{folder} is an adapter of the kind {kind}, which is not inside the layers of its base"
-            " alone; it cannot be evaluated or trained here"
-        )
+        why = f"of the kind {kind}, which is not inside the layers of its base alone"
+        raise UserError(f"{folder} is an adapter {why}; it cannot be evaluated or trained here")
     return found
 
 
@@ -106,10 +102,8 @@ def _fill(model: Any, folder: Path, pickled: bool) -> None:
             tensor.fill_(float("nan"))  # the file must fill them all
     found = set_peft_model_state_dict(model, load_peft_weights(str(folder), device="cpu"))
     if found.unexpected_keys:
-        raise UserError(
-            f"{folder}: its base has no place for its tensor {min(found.unexpected_keys)}; is it"
-            " for another base?"
-        )
+        why = f"its base has no place for its tensor {min(found.unexpected_keys)}"
+        raise UserError(f"{folder}: {why}; is it for another base?")
     for name, tensor in get_peft_model_state_dict(model, save_embedding_layers=False).items():
         if not torch.isfinite(tensor).all():
             raise UserError(f"{folder} has no {name}, or numbers in it that are not finite")

@@ -9,7 +9,7 @@ M places of the padded tables [P, L] and [B, T], K key/value head, H query head,
 a head, S key, C channel of the convolution.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -63,10 +63,8 @@ def weigh(
     if repeat > 1:
         k, v = k.repeat_interleave(repeat, 1), v.repeat_interleave(repeat, 1)
     if rule.softcap is None:
-        out = F.scaled_dot_product_attention(
-            q, k, v, attn_mask=mask, is_causal=mask is None, scale=rule.scaling
-        )
-        return out.transpose(1, 2)
+        how: Any = {"attn_mask": mask, "is_causal": mask is None, "scale": rule.scaling}
+        return F.scaled_dot_product_attention(q, k, v, **how).transpose(1, 2)
     scores = rule.softcap * torch.tanh(q @ k.mT * rule.scaling / rule.softcap)
     if mask is None:
         mask = torch.ones(q.shape[2], k.shape[2], dtype=torch.bool, device=q.device).tril()
@@ -122,9 +120,9 @@ def read(module: Any, x_BTH: Tensor, states: States) -> Tensor:
 
 class Packed:
     """Whole sequences: all prompts, then all rows that each go on from one of them, which may be
-    none. `row_prompts[b]` is the prompt of row b. `store` is given the prompts' keys and values [P,
-    L, K, D] of every layer, `store_states` what the prompts leave in a layer with a state. `more` are
-    tensors of the caller that go to the device in the same copy."""
+    none. `row_prompts[b]` is the prompt of row b. A `cache` stores the prompts' keys and values [P, L,
+    K, D] of every layer, and what they leave in a layer with a state. `more` are tensors of the caller
+    that go to the device in the same copy."""
 
     def __init__(
         self,
@@ -132,11 +130,10 @@ class Packed:
         row_prompts: Sequence[int],
         row_lengths: Sequence[int],
         device: torch.device,
-        store: Callable[[int, Tensor, Tensor], None] | None = None,
-        store_states: Callable[[int, Tensor, Tensor], None] | None = None,
+        cache: Any = None,
         more: Sequence[Tensor] = (),
     ) -> None:
-        self.store, self.store_states = store, store_states
+        self.cache = cache
         # All on the host, which knows the lengths and need not ask the device for any number.
         lengths = torch.tensor([*prompt_lengths, *row_lengths])
         starts, count = lengths.cumsum(0) - lengths, len(prompt_lengths)
@@ -171,7 +168,7 @@ class Packed:
     ) -> Tensor:
         """Prompts look at themselves, rows at their prompt and themselves, all backwards."""
         head = q_NHD.shape[-1]
-        if self.store is None and flash.fits(q_NHD.device, q_NHD.dtype, head, rule.softcap):
+        if self.cache is None and flash.fits(q_NHD.device, q_NHD.dtype, head, rule.softcap):
             if self._keys is None:
                 self._keys = flash.keys_of(*self.lengths, self.where_N.device)
             return flash.attend(self._keys, q_NHD, k_NKD, v_NKD, rule.scaling, rule.window)
@@ -180,8 +177,8 @@ class Packed:
                 _Spread.apply(x, self.token_M, self.where_N) for x in (q_NHD, k_NKD, v_NKD)
             )
         (q, q_rows), (k, k_rows), (v, v_rows) = map(self._tables, (q_NHD, k_NKD, v_NKD))
-        if self.store is not None:
-            self.store(layer, k, v)
+        if self.cache is not None:
+            self.cache.store(layer, k, v)
         prompt_mask, row_mask = self._mask(rule.window)
         out_MHD = weigh(q, k, v, prompt_mask, rule).flatten(0, 1)
         if self.row_BT.numel():
@@ -196,8 +193,8 @@ class Packed:
         prompts_PLC = x_NC[self.left_PL] * self.left_there_PL[..., None].to(x_NC.dtype)
         states = States()
         found_NC = read(module, prompts_PLC, states).flatten(0, 1)[self.left_N]
-        if self.store_states is not None:
-            self.store_states(module.layer_idx, *states.after)
+        if self.cache is not None:
+            self.cache.store_states(module.layer_idx, *states.after)
         if not self.row_BT.numel():
             return found_NC
         convolution, table = (x.index_select(0, self.prompt_B) for x in states.after)

@@ -109,10 +109,8 @@ class Cache:
         # The queries of a group are laid together for the prompt that they share.
         to_prompt = (q_PKGRD.flatten(2, 3) @ k_PKLD.mT).unflatten(2, q_PKGRD.shape[2:4])
         to_row = q_PKGRD @ k_PKGTD.mT
-        if rule.softcap is not None:
-            to_prompt, to_row = (
-                rule.softcap * torch.tanh(x / rule.softcap) for x in (to_prompt, to_row)
-            )
+        if (cap := rule.softcap) is not None:
+            to_prompt, to_row = (cap * torch.tanh(x / cap) for x in (to_prompt, to_row))
         hidden = self._hidden(k_PKLD.shape[2], rule.window)
         for scores, mask in zip((to_prompt, to_row), hidden, strict=True):
             if mask is not None:
@@ -182,11 +180,9 @@ class Cache:
         """Leave out prompts without rows, and slots that no prompt needs; where each slot was."""
         (needed, members), device = self._needed(), self.length_P.device
         before, self.group_size = self.group_size, max(members.values())
-        slots = [
-            place * self.group_size + rank
-            for place, count in enumerate(members.values())
-            for rank in range(count)
-        ]
+        starts = range(0, len(members) * self.group_size, self.group_size)
+        both = zip(starts, members.values(), strict=True)
+        slots = [slot for start, living in both for slot in range(start, start + living)]
         were = [0] * needed
         for slot, was in zip(slots, self.slots, strict=True):
             were[slot] = was

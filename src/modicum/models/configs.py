@@ -13,11 +13,6 @@ from modicum.types import UserError
 
 # Heads that are no language model's: such a file has none, and a tied one would hide it.
 OTHER_HEAD = re.compile(r"For(?!CausalLM|ConditionalGeneration)[A-Z]|RewardModel")
-# What the text of a model with more parts is called in its file, and in the model of text alone.
-TEXT_NAMES = {
-    r"^(model\.)?(language|text)_model\.(model\.)?(?!lm_head)": "model.",
-    r"^(model\.)?(language|text)_model\.lm_head\.": "lm_head.",
-}
 KNOWN = tomllib.loads(Path(__file__).with_name("families.toml").read_text(encoding="utf-8"))
 
 
@@ -44,10 +39,8 @@ def causal(name: str, config: Any) -> Any:
     if reason:
         raise UserError(f"{name}: the architecture {config.model_type!r} cannot be run: {reason}")
     if getattr(chosen, "is_decoder", None) is False and not chosen.is_encoder_decoder:
-        raise UserError(
-            f"{name} is not a causal language model: its config says that it is an encoder, which"
-            " sees the tokens that follow (is_decoder is false)"
-        )
+        why = "is an encoder, which sees the tokens that follow (is_decoder is false)"
+        raise UserError(f"{name} is not a causal language model: its config says that it {why}")
     if hasattr(chosen, "rescale_every"):
         chosen.rescale_every = 0  # RWKV would halve its weights in place while it is evaluated
     return chosen
@@ -56,11 +49,9 @@ def causal(name: str, config: Any) -> Any:
 def note(name: str, kind: str, said: Mapping[str, Any]) -> str:
     """What to say of a model with more parts whose text was loaded, by what its file says."""
     parts = {k.removesuffix("_config") for k in said if k.endswith("_config")}
-    others = sorted(parts - {"text", "quantization"})
-    return (
-        f"{name} has more parts than text: {kind} is loaded, trained and exported, and not its"
-        f" {', '.join(others) or 'other parts'}"
-    )
+    others = ", ".join(sorted(parts - {"text", "quantization"})) or "other parts"
+    done = f"{kind} is loaded, trained and exported, and not its {others}"
+    return f"{name} has more parts than text: {done}"
 
 
 def numbers(config: Any, name: str) -> list[int]:

@@ -17,7 +17,7 @@ from torch.utils.checkpoint import checkpoint
 from modicum.models import device
 from modicum.models.attention import NAME, mix
 from modicum.models.configs import KNOWN
-from modicum.models.linear import adapted, adapted_layers, linear_layers, replaced
+from modicum.models.linear import adapted, adapted_layers, linear_layers, meanwhile, replaced
 from modicum.models.load import inner
 
 FAMILIES: dict[str, dict[str, str]] = {name: {} for name in KNOWN["plain"].split()}
@@ -74,10 +74,7 @@ class Decoder:
         hidden = hidden_NH[None]
         layers = range(start, self.num_layers if stop is None else stop)
         rotate, kinds = self.decoder.rotary_emb, {self._kind(index) for index in layers}
-        rotations = {
-            kind: rotate(hidden, positions_N[None], *(() if kind is None else (kind,)))
-            for kind in kinds
-        }
+        rotations = {k: rotate(hidden, positions_N[None], *([k] if k else [])) for k in kinds}
         again = recompute and torch.is_grad_enabled()
         with self._ours():
             for index in layers:
@@ -117,14 +114,10 @@ class Decoder:
     @contextmanager
     def _ours(self) -> Iterator[None]:
         """Our attention, LoRA and way of reading into states in the library's place meanwhile."""
-        before = self.config._attn_implementation
-        self.config._attn_implementation = NAME
-        try:
-            free = [layer for layer in self.adapted if "forward" not in layer.__dict__]
-            with replaced(adapted, free), replaced(mix, self.mixers):
-                yield
-        finally:
-            self.config._attn_implementation = before
+        free = [layer for layer in self.adapted if "forward" not in layer.__dict__]
+        attention = meanwhile(self.config, _attn_implementation=NAME)
+        with attention, replaced(adapted, free), replaced(mix, self.mixers):
+            yield
 
 
 def view(model: Any) -> Decoder | None:

@@ -25,10 +25,8 @@ def up(device: torch.device, *tensors: Tensor) -> tuple[Tensor, ...]:
     for part, tensor in zip(whole.split(sizes), tensors, strict=True):
         part[: tensor.nbytes].view(tensor.dtype).copy_(tensor.reshape(-1))
     parts = whole.pin_memory().to(device, non_blocking=True).split(sizes)
-    return tuple(
-        part[: tensor.nbytes].view(tensor.dtype).view(tensor.shape)
-        for part, tensor in zip(parts, tensors, strict=True)
-    )
+    pairs = zip(parts, tensors, strict=True)
+    return tuple(part[: t.nbytes].view(t.dtype).view(t.shape) for part, t in pairs)
 
 
 def index(numbers: Sequence[int], device: torch.device) -> Tensor:

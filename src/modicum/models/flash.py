@@ -47,9 +47,8 @@ def keys_of(prompts: Sequence[int], of: Sequence[int], rows: Sequence[int], devi
     """Those of prompts of such lengths, and of rows that each go on from one `of` them."""
     starts = [0, *accumulate([*prompts, *rows])]
     seen = [[*range(a, a + n)] for a, n in zip(starts, [*prompts, *rows], strict=False)]
-    seen = seen[: len(prompts)] + [
-        seen[p] + own for p, own in zip(of, seen[len(prompts) :], strict=True)
-    ]
+    pairs = zip(of, seen[len(prompts) :], strict=True)
+    seen = [*seen[: len(prompts)], *(seen[p] + own for p, own in pairs)]
     ends = [0, *accumulate(map(len, seen))]
     token_M = torch.tensor([token for tokens in seen for token in tokens])
     queries_S, keys_S = (torch.tensor(at, dtype=torch.int32) for at in (starts, ends))

@@ -79,9 +79,8 @@ def weights_hash(model: nn.Module) -> str:
 def texts_hash(tokenizer: Any, end_tokens: tuple[int, ...]) -> str:
     """One hash of how texts become tokens, of the chat template, and of what ends a text."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
-    rules = (
-        backend.to_str() if hasattr(backend, "to_str") else sorted(tokenizer.get_vocab().items())
-    )
+    as_text = getattr(backend, "to_str", None)
+    rules = as_text() if as_text else sorted(tokenizer.get_vocab().items())
     facts = [getattr(tokenizer, name, None) for name in ("chat_template", "bos_token_id")]
     whole = json.dumps([rules, *facts, end_tokens], sort_keys=True, default=str)
     return hashlib.sha256(whole.encode(errors="surrogatepass")).hexdigest()
@@ -107,7 +106,7 @@ class Identity:
         """The identity of a model that nothing has touched; `config` is what its file says."""
         began = time.perf_counter()
         texts = texts_hash(tokenizer, end_tokens)
-        found = (weights_hash(model), texts, config_hash(config))
+        found = weights_hash(model), texts, config_hash(config)
         return cls(dict(zip(HASHES, found, strict=False)), time.perf_counter() - began)
 
     def require(self, known: Mapping[str, Any], past: str, name: str) -> None:
@@ -115,10 +114,9 @@ class Identity:
         base whose `hashes` are `known`; `name` is its place now."""
         for key, what in HASHES.items():
             if known.get(key) != self.hashes.get(key):
-                raise UserError(
-                    f"{past} another {what}: its hash differs (it was {known.get(key)!s:.12}, that"
-                    f" of {name} is {self.hashes.get(key)!s:.12})"
-                )
+                was, now = (f"{of.get(key)!s:.12}" for of in (known, self.hashes))
+                why = f"its hash differs (it was {was}, that of {name} is {now})"
+                raise UserError(f"{past} another {what}: {why}")
 
 
 def odd_weights() -> Tensor:

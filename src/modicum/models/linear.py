@@ -1,4 +1,4 @@
-"""Other forwards for as long as a context lasts: of linear layers, of LoRA on them, in fp32.
+"""What is otherwise while a context lasts: forwards of linear layers, of LoRA on them, in fp32.
 
 Of a few rows on a CPU the weight is the left factor, y^T = W x^T, as the matrix library splits W among
 its blocks and not the few rows. LoRA is one fused `addmm` on top of W x. In fp32 each low-precision
@@ -13,12 +13,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from modicum.models.configs import KNOWN
 from modicum.models.load import inner
 
 # Linear layers by class that give more than one product: a choice of experts, products of groups.
 OTHER = ("Router", "GroupedLinear")
-# Whose forward makes states of the dtype of the head, before it calls that.
-ASKING = ("falcon_mamba", "hy_v4", "mamba", "mamba2", "xlstm")
 MAX_ROWS = 128  # beyond, the usual order is as fast
 
 
@@ -51,14 +50,11 @@ def adapted(layer: Any, x: Tensor) -> Tensor:
 
 def is_plain(layer: Any) -> bool:
     """Whether a layer has plain LoRA, and nothing else."""
-    names = layer.active_adapters
-    return (
-        len(names) == 1
-        and names[0] in layer.lora_A
-        and names[0] not in layer.lora_variant
-        and not layer.merged
-        and isinstance(layer.lora_dropout[names[0]], nn.Identity)
-    )
+    if layer.merged or len(layer.active_adapters) != 1:
+        return False
+    (name,) = layer.active_adapters
+    lora = name in layer.lora_A and name not in layer.lora_variant
+    return lora and isinstance(layer.lora_dropout[name], nn.Identity)
 
 
 def is_matrix(module: nn.Module) -> bool:
@@ -101,6 +97,19 @@ def replaced(forward: Callable[..., Tensor], layers: Sequence[nn.Module]) -> Ite
             layer.__dict__.pop("forward", None)
 
 
+@contextmanager
+def meanwhile(*owners: Any, **values: Any) -> Iterator[None]:
+    """Some objects have other values of their attributes while this lasts."""
+    before = [(owner, name, getattr(owner, name)) for owner in owners for name in values]
+    try:
+        for owner, name, _ in before:
+            setattr(owner, name, values[name])
+        yield
+    finally:
+        for owner, name, value in before:
+            setattr(owner, name, value)
+
+
 def few_rows(layers: Sequence[nn.Linear], rows: int) -> AbstractContextManager[None]:
     """Run the layers weight first while this lasts, if they are on a CPU and rows are few."""
     if rows > MAX_ROWS or not layers or layers[0].weight.device.type != "cpu":
@@ -124,7 +133,7 @@ def widened(model: nn.Module) -> Iterator[None]:
         handles.append(module.register_forward_hook(lambda _, __, out: out.float()))
         others.remove(module)
     units = [*((m, m, _all) for m in layers), *((m, m, _own) for m in others)]
-    if base.config.model_type in ASKING:
+    if base.config.model_type in KNOWN["asking"]:
         units.append((base, base.get_output_embeddings(), _own))
     for unit, whose, tensors in units:
         old: list[tuple[Tensor, Tensor]] = []

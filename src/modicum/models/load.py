@@ -79,10 +79,9 @@ def locate(name: str, trust: Trust | None = None, base: str = "") -> Source:
     if (path / "config.json").is_file():
         return Source(str(path), True, arguments)
     if is_run(path):
-        raise UserError(
-            f"{name} is a run folder, not a model folder: modicum evaluate {name} evaluates it,"
-            f" modicum export {name} --out FOLDER --format merged makes it a model"
-        )
+        evaluates = f"modicum evaluate {name} evaluates it"
+        makes = f"modicum export {name} --out FOLDER --format merged makes it a model"
+        raise UserError(f"{name} is a run folder, not a model folder: {evaluates}, {makes}")
     found = sorted(path.glob("*.gguf"))
     hint = f"; name the file {found[0]}" if found else ""
     raise UserError(f"{name} is not a model folder: it has no config.json{hint}")
@@ -114,11 +113,9 @@ def skeleton(config: Any, dtype: str = "fp32", trust: Trust | None = None) -> nn
     """The model of a config on torch's meta device: names, shapes and dtypes, no memory."""
     from transformers import AutoModelForCausalLM
 
-    own_code = bool(trust and trust.trust_remote_code)
+    own_code = {"trust_remote_code": bool(trust and trust.trust_remote_code)}
     with torch.device("meta"):
-        made = AutoModelForCausalLM.from_config(
-            config, dtype=DTYPES[dtype], trust_remote_code=own_code
-        )
+        made = AutoModelForCausalLM.from_config(config, dtype=DTYPES[dtype], **own_code)
     made.tie_weights()
     return made.eval()
 
@@ -151,7 +148,7 @@ def load(
     rest = {
         **(placed(where, source) | ({"device_map": None} if pack else {})),
         "dtype": DTYPES[dtype],
-        "key_mapping": configs.TEXT_NAMES if composed else None,
+        "key_mapping": configs.KNOWN["text_names"] if composed else None,
         "use_safetensors": None if trust.pickled_weights or source.gguf else True,
         "output_loading_info": True,
         **source.arguments,
@@ -221,10 +218,9 @@ def _unreachable(name: str, source: Source, error: BaseException) -> str:
     looked, silence = f"the local cache {constants.HF_HUB_CACHE}", hub.silence()
     if not silence:
         looked = f"the hub {constants.ENDPOINT} and {looked}"
-    return (
-        f"cannot load {name!r}: it is no local folder, and in {looked} its files were not to be"
-        f" had: {silence or reason}{_fetched(name) or '; the path of a folder works offline'}"
-    )
+    what = f"it is no local folder, and in {looked} its files were not to be had"
+    hint = _fetched(name) or "; the path of a folder works offline"
+    return f"cannot load {name!r}: {what}: {silence or reason}{hint}"
 
 
 def _fetched(name: str) -> str:

@@ -78,9 +78,7 @@ class FusedLinear:
         known = [(p := t.data_ptr(), t._version, moved.get(p, 0)) for t in self.sources()]
         if known == self.known:
             return False
-        weights = [
-            self._whole(layer, base) for layer, base in zip(self.layers, self.bases, strict=True)
-        ]
+        weights = [*map(self._whole, self.layers, self.bases)]
         whole = torch.cat(weights) if len(weights) > 1 else weights[0].detach()
         if blocks(whole):
             packed = torch.ops.mkldnn._reorder_linear_weight
@@ -156,8 +154,7 @@ class FusedLinear:
 class WeightCopy:
     """The copy of all linear layers of a decoder."""
 
-    version = ""
-    """Of the weights that it was last laid out from."""
+    version = ""  # of the weights that it was last laid out from
 
     def __init__(self, decoder: Any) -> None:
         names = {id(m): n for n, m in decoder.decoder.named_modules()}
@@ -177,10 +174,8 @@ class WeightCopy:
                 base = _base(layer)
                 key = (parent, kind, base.in_features, base.bias is None, base.weight.dtype)
                 groups.setdefault(key, {})[id(base)] = layer
-        self.products = {
-            f"{parent} {kind}": FusedLinear([*of.values()])
-            for (parent, kind, *_), of in groups.items()
-        }
+        named = ((f"{parent} {kind}", of) for (parent, kind, *_), of in groups.items())
+        self.products = {name: FusedLinear([*of.values()]) for name, of in named}
         pairs = [(layer, of.forward) for of in self.products.values() for layer in of.layers]
         pairs += [(layer, weight_first) for layer in self.others]
         self._forwards = [(layer.__dict__, partial(forward, layer)) for layer, forward in pairs]

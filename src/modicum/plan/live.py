@@ -6,8 +6,7 @@ when nothing holds it. torch's FakeTensorMode gives the same bytes, in three tim
 
 import weakref
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager
 from typing import Any, NamedTuple
 
 import torch
@@ -18,6 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 
 from modicum.models import flash
+from modicum.models.linear import meanwhile
 from modicum.plan.heap import Heap
 
 META = torch.device("meta")
@@ -122,21 +122,11 @@ class Live(TorchDispatchMode):
                     self._add(made, key)
         return found
 
-    @contextmanager
-    def meanwhile(self, **values: Any) -> Iterator[None]:
-        """With other values of its attributes."""
-        before = {name: getattr(self, name) for name in values}
-        vars(self).update(values)
-        try:
-            yield
-        finally:
-            vars(self).update(before)
-
     def phase(self, name: str) -> AbstractContextManager[None]:
         """A stretch, from now on, whose fullest moment is asked for."""
         self.next_pass()
         self.events.append(Event(None, 0, name, self.place))
-        return self.meanwhile(_phase=name)
+        return meanwhile(self, _phase=name)
 
     def next_pass(self, backward: bool = False) -> None:
         """What is held from now on follows other layers than before."""
@@ -145,7 +135,7 @@ class Live(TorchDispatchMode):
 
     def category(self, name: str) -> AbstractContextManager[None]:
         """What is made meanwhile is counted as `name`."""
-        return self.meanwhile(counted=name)
+        return meanwhile(self, counted=name)
 
     def recount(self, tensor: Tensor, category: str) -> None:
         """Count a living tensor as `category`, from when it was made."""

@@ -42,19 +42,14 @@ class Times:
     training: float
     evaluation: float  # of one evaluation
     run: float
-
-    @property
-    def step(self) -> float:
-        """A step."""
-        return self.sampling + self.training
+    step: float  # sampling and training
 
 
 @dataclass(frozen=True)
 class RunPlan:
     """What a run will need."""
 
-    ranks: int
-    """Processes of the run; what follows is of each, but for `trained` and `parameters`."""
+    ranks: int  # processes of the run; what follows is of each, but for `trained` and `parameters`
     model: str
     update: str
     dtype: str
@@ -70,12 +65,7 @@ class RunPlan:
     chosen: dict[str, Any]  # those that were left to the program: {value, why} by name
     advice: str  # if it does not fit: the options with which it does, in one line, and its peak
     assumptions: tuple[str, ...]
-
-    @property
-    def fits(self) -> bool | None:
-        """Whether the peak is within the machine's memory; None: that is not known."""
-        memory = self.machine.memory
-        return None if memory is None else self.memory.peak.total <= memory
+    fits: bool | None  # whether the peak is within the machine's memory; None: that is not known
 
     def to_json(self) -> dict[str, Any]:
         """The plan as JSON values; bytes, FLOPs and seconds."""
@@ -87,10 +77,8 @@ class RunPlan:
             "parts": self.memory.largest,
             "phases": {phase.name: dict(phase.parts) for phase in self.memory.phases},
         }
-        found["flops"] = {**found["flops"], "total": self.flops.total}
-        if self.times:
-            found["times"]["step"] = self.times.step
-        return {**found, "fits": self.fits}
+        found["flops"]["total"] = self.flops.total
+        return found
 
     def text(self) -> str:
         """The plan for a reader."""
@@ -131,9 +119,8 @@ def make(
     on = {"share": SHARE[machine.device], "bandwidth_share": BANDWIDTH_SHARE[machine.device]}
     more = {"machine": machine, "lengths": given, "ranks": ranks}
     said = filled("assumptions.txt", **on, **more, config=config)
-    told = ""
-    if advise and machine.memory is not None and memory.peak.total > machine.memory:
-        told = sizes.advice(config, machine, given, subject)
+    fits = None if machine.memory is None else memory.peak.total <= machine.memory
+    told = sizes.advice(config, machine, given, subject) if advise and fits is False else ""
     return RunPlan(
         ranks=ranks,
         model=config.model,
@@ -151,6 +138,7 @@ def make(
         chosen=sizes.told(chosen),
         advice=told,
         assumptions=tuple(map(on_one_line, said.strip().split("\n\n"))),
+        fits=fits,
     )
 
 
@@ -165,8 +153,7 @@ def shared(config: TrainConfig, ranks: int) -> TrainConfig:
 def _flops(config: TrainConfig, subject: Subject, lengths: Lengths) -> tuple[StepFlops, float]:
     """The FLOPs of a step, the mean over what may train at a time; of a token's forward."""
     compute, batch, prepared = config.compute, config.batch, subject.prepared
-    kind = (compute.engine, compute.checkpointing)
-    engine = make_engine(prepared.model, torch.device("meta"), prepared.lowest_layer, *kind)
+    engine = make_engine(prepared.model, torch.device("meta"), prepared.lowest_layer, compute)
     goal = subject.objective
     counter = FlopCounter(prepared, engine, batch, goal.needs_reference, goal.entropy_share < 1)
     counter.judged = subject.judge is not None
@@ -195,10 +182,8 @@ def _step(config: TrainConfig, lengths: Lengths, kept: bool) -> tuple[list[Group
     problem = Problem("", "", "")
     drawn = lengths.completions(count * size)
     completions = [Completion(tokens, (), "", True, trunk=kept or None) for tokens in drawn]
-    groups = [
-        Group(problem, prompt, tuple(completions[p * size : (p + 1) * size]))
-        for p, prompt in enumerate(lengths.prompts(count))
-    ]
+    members = (tuple(completions[at : at + size]) for at in range(0, count * size, size))
+    groups = [Group(problem, *of) for of in zip(lengths.prompts(count), members, strict=True)]
     pairs = [(n, group, c) for n, group in enumerate(groups) for c in group.completions]
     rows = [Row(group.prompt, c.tokens, (), 1.0, n, c.trunk) for n, group, c in pairs]
     tokens = sum(len(row.tokens) for row in rows)
@@ -248,7 +233,7 @@ def times(
         evaluation = sampled(held.eval_problems, 1) + sampled(held.eval_problems, held.eval_samples)
     between = (config.steps - 1) // held.eval_every if held.eval_every else 0
     run = config.steps * (sampling + training) + (2 + between) * evaluation
-    return Times(sampling, training, evaluation, run)
+    return Times(sampling, training, evaluation, run, sampling + training)
 
 
 # For a reader ----------------------------------------------------------------------------

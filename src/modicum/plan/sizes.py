@@ -246,11 +246,9 @@ def check(config: TrainConfig, parts: RunParts | None = None) -> None:
     largest, most_held = max(peak.parts.items(), key=lambda pair: pair[1])
     # The room with the margin, so that what is named is not refused in turn.
     roomy = Machine(str(where), where.type, round(MARGIN * room), None)
-    raise UserError(
-        f"the run needs about {peak.total / GIB:.1f} GiB on {where}, where"
-        f" {room / GIB:.1f} GiB are free (the largest part: {largest},"
-        f" {most_held / GIB:.1f} GiB); {advice(config, roomy, lengths, subject)}"
-    )
+    free = f"{room / GIB:.1f} GiB are free (the largest part: {largest}, {most_held / GIB:.1f} GiB)"
+    needed, hint = f"{peak.total / GIB:.1f} GiB on {where}", advice(config, roomy, lengths, subject)
+    raise UserError(f"the run needs about {needed}, where {free}; {hint}")
 
 
 # For a reader ----------------------------------------------------------------------------

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from modicum.engine import logprobs
 from modicum.models.decoder import view
+from modicum.models.linear import meanwhile
 from modicum.plan.live import META, Live, Peaks
 from modicum.updates.base import Prepared
 from modicum.updates.layout import layer_of
@@ -77,16 +78,13 @@ def thinned(
     ]
     kept = [number for number, _ in every]
     whole, types = decoder.decoder.layers, getattr(decoder.config, "layer_types", None)
-    decoder.decoder.layers = nn.ModuleList(whole[n] for n in kept)
-    if types:
-        decoder.config.layer_types = [types[n] for n in kept]
+    fewer = meanwhile(decoder.decoder, layers=nn.ModuleList(whole[n] for n in kept))
+    typed = {"layer_types": [types[n] for n in kept]} if types else {}
     hooks = [h for n, (old, at) in enumerate(every) for h in _told(whole[old], n, at, live)]
     try:
-        yield kept
+        with fewer, meanwhile(decoder.config, **typed):
+            yield kept
     finally:
-        decoder.decoder.layers = whole
-        if types:
-            decoder.config.layer_types = types
         for hook in hooks:
             hook.remove()
 
@@ -148,8 +146,5 @@ def repeated(live: Live) -> Iterator[None]:
         left = [torch.empty(size, device=META) for _ in range(2)]
         return *left, torch.empty_like(hidden_NH[part]) if hidden_NH.requires_grad else None
 
-    logprobs.of_part = of_part  # type: ignore[assignment]
-    try:
+    with meanwhile(logprobs, of_part=of_part):
         yield
-    finally:
-        logprobs.of_part = real

@@ -18,6 +18,7 @@ from modicum.engine.base import Decoding
 from modicum.engine.logprobs import forward_backward
 from modicum.engine.samplers import LocalSampler, num_trunk_bytes
 from modicum.engine.sampling import choose, distribution
+from modicum.models.linear import meanwhile
 from modicum.models.load import inner
 from modicum.models.precision import Master, Masters, is_coarse, loses_steps
 from modicum.objectives.base import Counts, Objective
@@ -69,15 +70,13 @@ class Trace:
         """Set-up, evaluation and two steps: sampling, micro-batches, and the optimizer's step.
 
         `layers` are those that the model has here, if not all."""
-        lowest, compute = self.prepared.lowest_layer, self.config.compute
-        self.active = self.prepared.active
+        lowest, self.active = self.prepared.lowest_layer, self.prepared.active
         if layers is not None:
             there = {id(p) for p in self.prepared.model.parameters()}
             self.active = {n: p for n, p in self.active.items() if id(p) in there}
             lowest = lowest if lowest < 0 else sum(n < lowest for n in layers)
         with Live(self.live.varlen):  # a library's forward is tried out
-            kind = (compute.engine, compute.checkpointing)
-            self.engine: Engine = make(self.prepared.model, CPU, lowest, *kind)
+            self.engine: Engine = make(self.prepared.model, CPU, lowest, self.config.compute)
         self.engine.device, self.engine.on_cuda = CPU, not self.on_host  # indices are on the CPU
         try:
             self._run(held)
@@ -250,7 +249,7 @@ def watched(engine: Engine, live: Live) -> Engine:
 
     def hidden(pack: Any, trunk: Tensor | None) -> Tensor:
         live.counted = "activations"
-        with live.meanwhile(growing=torch.is_grad_enabled()):
+        with meanwhile(live, growing=torch.is_grad_enabled()):
             hidden_NH = engine.hidden(pack, trunk)
         live.counted = "logits"
         if hidden_NH.requires_grad:

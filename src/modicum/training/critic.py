@@ -45,8 +45,7 @@ RATES = {None: 3e-3, True: 1e-3, False: 1e-4}
 class CriticCounters(StepCounters):
     """Counts of a critic, and the layer that it reads (None: the last states)."""
 
-    rollouts: int = 0
-    """Since it began, or began anew."""
+    rollouts: int = 0  # since it began, or began anew
     refits: int = 0
     asked: int = 0
     gated: int = 0
@@ -74,9 +73,8 @@ class Critic:
         self.scorer, self.model, self.own = policy.scorer, nn.ModuleDict(), None
         if base is not None:
             self.own = self._applied(base, {p.data_ptr() for p in prepared.trainable.values()})
-            lowest, compute = self.own.lowest_layer, self.config.compute
-            given = (lowest, compute.engine, compute.checkpointing)
-            self.scorer = make(self.own.model, policy.device, *given)
+            lowest = self.own.lowest_layer
+            self.scorer = make(self.own.model, policy.device, lowest, self.config.compute)
             self.scorer.follow(Changed(self.own.active, lowest))
             self.model["model"] = self.own.model
         self.rate = goal.rate or RATES[self.own and self.own.adapter is not None]

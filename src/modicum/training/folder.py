@@ -1,7 +1,7 @@
 """The folder of a run: begun anew, or gone on with from its last checkpoint; held meanwhile."""
 
 import tomllib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -12,13 +12,13 @@ from modicum.config import TrainConfig, from_mapping, to_toml
 from modicum.parts import ENVIRONMENT, past_config
 from modicum.plan import sizes
 from modicum.settings import kept, settings
+from modicum.tracking import Note
 from modicum.training import origin
 from modicum.training.checkpoint import restore
 from modicum.training.session import Session
 from modicum.types import FolderError, RunInterrupted, UserError
 
-Changes = dict[str, tuple[Any, Any]]
-"""Before and now, by name."""
+Changes = dict[str, tuple[Any, Any]]  # before and now, by name
 LENGTH = {name for name, kind, _ in settings(TrainConfig()) if kind == "length"}
 
 
@@ -44,7 +44,7 @@ def look(
 
 @contextmanager
 def begin(
-    session: Session, folder: Path, overwrite: bool, resume: bool, note: Callable[[str], None]
+    session: Session, folder: Path, overwrite: bool, resume: bool, note: Note
 ) -> Iterator[tuple[runs.Run, int]]:
     """The run folder and the step to begin with; no other process writes the folder meanwhile.
 
@@ -91,25 +91,21 @@ def resumable(run: runs.Run) -> Iterator[None]:
         raise RunInterrupted(text, error.number) from None
 
 
-def _resumed(session: Session, run: runs.Run, note: Callable[[str], None]) -> tuple[runs.Run, int]:
+def _resumed(session: Session, run: runs.Run, note: Note) -> tuple[runs.Run, int]:
     """Go on with the run in a folder, with settings that may differ where that is allowed."""
     folder, config = run.folder, session.config
     changes, digits = _changes(folder, config)
     if LENGTH & changes.keys() and (why := _follows(session)):
-        raise UserError(
-            f"{folder} was begun with other settings {_told(changes)}; its length cannot change,"
-            f" since {why}"
-        )
+        other = f"{folder} was begun with other settings {_told(changes)}"
+        raise UserError(f"{other}; its length cannot change, since {why}")
     finished, saved = (folder / "result.json").exists(), runs.checkpoints(folder)
     if finished and not saved:
         raise UserError(f"{folder} holds a finished run without checkpoints; nothing can go on")
     first = restore(session, saved[-1]) if saved else 0
     if first > config.steps:
         raise UserError(f"{folder} has {first} steps behind it; steps = {config.steps} are fewer")
-    names = ("metrics.jsonl", "evaluations.jsonl")
-    steps, evaluations = (
-        runs.read_lines(p) if p.exists() else () for p in map(folder.joinpath, names)
-    )
+    logged = (folder / name for name in ("metrics.jsonl", "evaluations.jsonl"))
+    steps, evaluations = (runs.read_lines(p) if p.exists() else () for p in logged)
     session.stop.replay(steps, evaluations, first)
     if finished and session.ended(first):
         raise _finished(folder, session.stop.reason)
@@ -167,10 +163,8 @@ def _changes(folder: Path, config: TrainConfig) -> tuple[Changes, bool]:
     other = {name: both for name, both in changes.items() if name in stay}
     if other:
         may = ", ".join(name for name, _, _ in settings(now) if name not in stay)
-        raise UserError(
-            f"{folder} was begun with other settings {_told(other)}; it cannot go on with these."
-            f" What may change: {may}"
-        )
+        begun = f"{folder} was begun with other settings {_told(other)}"
+        raise UserError(f"{begun}; it cannot go on with these. What may change: {may}")
     return changes, any(kind == "digits" for kind, _, _ in found.values())
 
 
@@ -203,20 +197,17 @@ def _follows(session: Session) -> str:
 
 
 @contextmanager
-def sizes_kept(
-    session: Session, run: runs.Run, note: Callable[[str], None], step: int
-) -> Iterator[None]:
+def sizes_kept(session: Session, run: runs.Run, note: Note, step: int) -> Iterator[None]:
     """In here batches may shrink since memory runs out; the run's files say it as of a resumed one."""
     before = session.config.batch
     try:
         yield
     except (RuntimeError, MemoryError) as error:
         machine.require_out_of_memory(error)
-        raise UserError(
-            "memory ran out where no smaller batch helps (the optimizer's step or a check): another"
-            " --update or --dtype bf16 takes less, as modicum plan shows; if other programs hold"
-            " some, --resume goes on from the last checkpoint"
-        ) from None
+        where = "where no smaller batch helps (the optimizer's step or a check)"
+        less = "another --update or --dtype bf16 takes less, as modicum plan shows"
+        more = "if other programs hold some, --resume goes on from the last checkpoint"
+        raise UserError(f"memory ran out {where}: {less}; {more}") from None
     rollouts = getattr(session.policy.sampler, "rollout_batch", before.rollout_batch)
     if rollouts < before.rollout_batch:
         session.resize(rollout_batch=rollouts)

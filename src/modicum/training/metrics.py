@@ -199,13 +199,8 @@ def _anatomy(session: Session, run: runs.Run, note: Callable[[str], None]) -> di
     base = load(*given, rested(config, session.update))
     base.identity.require(session.identity.hashes, f"{run.folder} was trained on", config.model)
     changes = anatomy.measure(policy, merged(base.model), session.policy.device)
-    run.write(
-        "anatomy.json",
-        {
-            "dtype": config.compute.dtype,
-            "tensors": [{**asdict(change), "full_rank": change.full_rank} for change in changes],
-        },
-    )
+    tensors = [asdict(change) for change in changes]
+    run.write("anatomy.json", {"dtype": config.compute.dtype, "tensors": tensors})
     logged = run.folder / "metrics.jsonl"
     rewards = [line["reward/mean"] for line in (runs.read_lines(logged) if logged.exists() else ())]
     if told := anatomy.alarm(changes, rank, rewards):

@@ -14,18 +14,19 @@ where it fails. Adapters of which one factor begins at 0 are underrated, and so 
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from modicum import plan
 from modicum.config import TrainConfig
 from modicum.draws import Taken
 from modicum.objectives.parts import Counts
 from modicum.plan.hardware import this
-from modicum.report.words import aligned, environment
+from modicum.report.words import aligned, filled
 from modicum.training import rate as rates
 from modicum.training.hearing import batch_of
 from modicum.training.session import Session, prepare
@@ -54,13 +55,7 @@ class ProbedUpdate:
     """95 % interval of how far gain(0.1) is behind that of the best, problem by problem."""
     peak_bytes: int
     step_seconds: float | None
-
-    @property
-    def verdict(self) -> str:
-        """In words, against the best of those probed."""
-        if self.behind is None:
-            return "the most gain"
-        return "below the best" if self.behind[0] > 0 else "level with the best"
+    verdict: str  # in words, against the best of those probed
 
 
 @dataclass(frozen=True)
@@ -72,23 +67,11 @@ class Probe:
     tokens: int
     updates: tuple[ProbedUpdate, ...]
 
-    def to_json(self) -> dict[str, Any]:
-        """As JSON values."""
-        return asdict(self) | {
-            "updates": [{**asdict(u), "verdict": u.verdict} for u in self.updates]
-        }
-
     def text(self) -> str:
         """A table for a reader, and what it does not say."""
-        made = environment().get_template("probed.txt").render(probe=self, few=SIGNALS)
-        table, notes = made.split("---\n")
+        table, notes = filled("probed.txt", probe=self, few=SIGNALS).split("---\n")
         rows = [line.split(" | ") for line in table.splitlines()]
-        return "\n".join([*aligned(rows, str.ljust), notes.rstrip()])
-
-    @property
-    def enough(self) -> bool:
-        """Whether there are groups enough to compare gains."""
-        return self.signals >= SIGNALS
+        return "\n".join([*aligned(rows, str.ljust), notes])
 
 
 def probe(config: TrainConfig, updates: Sequence[str], say: Callable[[str], None]) -> Probe:
@@ -99,10 +82,9 @@ def probe(config: TrainConfig, updates: Sequence[str], say: Callable[[str], None
     taken = Taken(cut=config.batch.cut)
     batch = batch_of(session, groups, rewards_PG, taken)
     if len({group % 2 for group in batch.signal}) < 2:
-        raise UserError(
-            f"of {len(groups)} groups {len(batch.signal) or 'none'} has a signal (rewards that differ),"
-            " and both halves of the problems need one; modicum doctor says why"
-        )
+        has = f"{len(batch.signal) or 'none'} has a signal (rewards that differ)"
+        need = "both halves of the problems need one; modicum doctor says why"
+        raise UserError(f"of {len(groups)} groups {has}, and {need}")
     say(f"{len(groups)} problems sampled, {len(batch.signal)} groups with a signal")
     found = []
     for number, update in enumerate(updates):
@@ -121,19 +103,17 @@ def probe(config: TrainConfig, updates: Sequence[str], say: Callable[[str], None
     return Probe(len(groups), len(batch.signal), batch.num_tokens, tuple(made))
 
 
-def _rollouts(session: Session) -> tuple[list[Group], torch.Tensor]:
+def _rollouts(session: Session) -> tuple[list[Group], Tensor]:
     """Groups of the untrained policy, and their rewards [P, G], until enough have a signal."""
     groups: list[Group] = []
-    rewards: list[torch.Tensor] = []
+    rewards: list[Tensor] = []
     signals = 0
     while len(groups) < PROBLEMS or (signals < SIGNALS and len(groups) < MOST_PROBLEMS):
         step = len(rewards)
         fresh = sample_groups(session, step)
         # Trunks are those of one update; others begin elsewhere.
-        groups += [
-            replace(g, completions=tuple(replace(c, trunk=None) for c in g.completions))
-            for g in fresh
-        ]
+        bare = (tuple(replace(c, trunk=None) for c in group.completions) for group in fresh)
+        groups += [replace(g, completions=c) for g, c in zip(fresh, bare, strict=True)]
         _, found_PG = score(session.task, session.reward, fresh, [], session.config.batch.cut)
         rewards.append(found_PG)
         signals += int(session.objective.signal(found_PG).sum())
@@ -152,8 +132,8 @@ def _tried(session: Session, groups: Sequence[Group], batch: Batch) -> tuple[Any
         given = [row for row in batch.rows if row.group % 2 == odd]
         others = range(1 - odd, len(groups), 2)
         held = [row for n in others for row in by_group.get(n) or rates.unpaid(groups, n)]
-        weights_N, group_N = _weights(session, held, batch)
-        with rates.FirstSteps(session, batch, given, held) as tried:
+        half, (weights_N, group_N) = (given, held), _weights(session, held, batch)
+        with rates.FirstSteps(session, batch, half) as tried:
             at, _ = tried.rate(start, 0.03)
             for kl in (0.03, BEST):
                 ratio_N = tried.ratios(at * math.sqrt(kl / 0.03)).expm1()
@@ -162,7 +142,7 @@ def _tried(session: Session, groups: Sequence[Group], batch: Batch) -> tuple[Any
                 gains.append((kl, 2 * float(each_N.sum())))
         # As a run does: the step of no turn of a schedule may go too far.
         turns = rates.turns(session)[1:]
-        lower = [rates.searched(session, batch, (given, held), t, start)[0] for t in turns]
+        lower = [rates.searched(session, batch, half, t, start)[0] for t in turns]
         found.append(min([at, *(math.sqrt(0.03 / rates.TARGET) * rate for rate in lower)]))
     mean = rates.pooled(found)
     made = {f"{kl:g}": mean * math.sqrt(kl / 0.03) for kl in KLS}
@@ -170,9 +150,7 @@ def _tried(session: Session, groups: Sequence[Group], batch: Batch) -> tuple[Any
     return (made, max(found) / min(found), won), gain_P
 
 
-def _weights(
-    session: Session, rows: Sequence[Row], batch: Batch
-) -> tuple[torch.Tensor, np.ndarray]:
+def _weights(session: Session, rows: Sequence[Row], batch: Batch) -> tuple[Tensor, np.ndarray]:
     """Weight times advantage [N] of the rows' tokens, and the problem of each."""
     lengths_R = torch.tensor([len(row.tokens) for row in rows])
     counts = Counts(batch.num_rows, batch.num_tokens, session.config.sampling.max_tokens)
@@ -191,11 +169,12 @@ def _costs(session: Session) -> tuple[float, int, float | None]:
 def _probed(entry: Any, best: Any, draws: np.ndarray) -> ProbedUpdate:
     update, tried, gain_P, trained, *costs = entry
     low, high = np.quantile(gain_P[draws].mean(1), (0.025, 0.975))
-    behind = None
+    behind, verdict = None, "the most gain"
     if entry is not best:
         ends = np.quantile((best[2] - gain_P)[draws].mean(1), (0.025, 0.975))
         behind = float(ends[0]), float(ends[1])
-    given: Any = (trained, *tried, float(low), float(high), behind, *costs)
+        verdict = "below the best" if ends[0] > 0 else "level with the best"
+    given: Any = (trained, *tried, float(low), float(high), behind, *costs, verdict)
     return ProbedUpdate(update, *given)
 
 

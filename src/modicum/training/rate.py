@@ -23,7 +23,9 @@ from modicum.models.precision import Masters
 from modicum.objectives.parts import Counts
 from modicum.plan.sizes import Chosen
 from modicum.recipes import start_rate
+from modicum.report.words import say
 from modicum.runs import Run
+from modicum.tracking import Note
 from modicum.training.folder import choices, write_config
 from modicum.training.session import Session
 from modicum.training.step import within_memory
@@ -42,9 +44,7 @@ ENOUGH = 8  # problems
 LEAST, MOST = TARGET / 30**2, 1.0  # nats of a first step; far above, the square law has ended
 
 
-def settle(
-    session: Session, run: Run, groups: Sequence[Group], batch: Batch, note: Callable[[str], None]
-) -> bool:
+def settle(session: Session, run: Run, groups: Sequence[Group], batch: Batch, note: Note) -> bool:
     """Find the learning rate if it is not known and a step comes; False: there is none yet."""
     settings = session.config.optimizer
     if settings.learning_rate is not None or session.prepared.schedule.holds:
@@ -88,7 +88,7 @@ def searched(
     session: Session, batch: Batch, half: Half, names: frozenset[str], start: float
 ) -> tuple[float, float]:
     """`search` by first steps of the tensors `names`."""
-    with FirstSteps(session, batch, *half, names) as tried:
+    with FirstSteps(session, batch, half, names) as tried:
         return tried.rate(start, TARGET)
 
 
@@ -152,32 +152,23 @@ def unpaid(groups: Sequence[Group], number: int) -> list[Row]:
 class FirstSteps:
     """First steps on some rows, looked at on others; a context that undoes them.
 
-    `given` are the rows of the gradient, `held` those that are looked at, and `batch` has the counts
-    that the loss is divided by. What trains is what trains now, or the tensors `names`, for a
-    schedule that gives others their turn."""
+    `half` has the rows of the gradient and those that are looked at, and `batch` the counts that the
+    loss is divided by. What trains is what trains now, or the tensors `names`, for a schedule that
+    gives others their turn."""
 
     def __init__(
-        self,
-        session: Session,
-        batch: Batch,
-        given: Sequence[Row],
-        held: Sequence[Row],
-        names: frozenset[str] | None = None,
+        self, session: Session, batch: Batch, half: Half, names: frozenset[str] | None = None
     ) -> None:
-        self.session, self.batch, self.given, self.held = session, batch, given, held
+        self.session, self.batch, (self.given, self.held) = session, batch, half
         prepared, self.own = session.prepared, frozenset(session.prepared.active)
-        self.masters = session.optimization.masters
+        self.masters = now = session.optimization.masters
         if names is not None and names != self.own:
             # What sampling kept belongs to another lowest layer.
-            self.given, self.held = (
-                [replace(row, trunk=None) for row in rows] for rows in (given, held)
-            )
-            seed, stochastic = self.masters.seed, self.masters.stochastic
+            self.given, self.held = ([replace(row, trunk=None) for row in rows] for rows in half)
             prepared.activate(names)
             session.policy.follow(prepared)
             some = {n: e for n, e in prepared.schedule.entries.items() if n in names}
-            scale = self.masters.scale
-            self.masters = Masters(prepared.active, some, seed, stochastic, scale)
+            self.masters = Masters(prepared.active, some, now.seed, now.stochastic, now.scale)
 
     def __enter__(self) -> Self:
         tensors = self.masters.tensors
@@ -236,8 +227,8 @@ class FirstSteps:
         who = session.policy, session.prepared, session.objective
         for start in range(0, len(self.given), config.batch.micro_batch):
             rows = self.given[start : start + config.batch.micro_batch]
-            scale = {"scale": self.masters.scale.value}
-            forward_backward(*who, rows, counts, config.sampling, None, **scale)
+            scale = self.masters.scale.value
+            forward_backward(*who, rows, counts, config.sampling, None, scale=scale)
             self.masters.collect()
 
     def _optimizer(self, rate: float) -> torch.optim.Optimizer:
@@ -282,8 +273,5 @@ def far_off(session: Session, heard: Sequence[Heard], rate: float) -> str:
     kl = divergence(after_N - before_N[: len(after_N)]) * (session.learning_rate / rate) ** 2
     if LEAST <= kl <= MOST:
         return ""
-    return (
-        f"a first step moves the policy by {kl:.2g} nats a token, where {TARGET:g} is usual: the rate"
-        f" {session.learning_rate:.2g} is far {'below' if kl < LEAST else 'above'} what such runs"
-        " learn best with (--learning-rate auto)"
-    )
+    side = "below" if kl < LEAST else "above"
+    return say("far_off", kl=kl, target=TARGET, rate=session.learning_rate, side=side)

@@ -83,7 +83,7 @@ def agree(session: Session, groups: list[Group], step: int) -> None:
     require_origin(groups, sampling, policy.changed.version)
     require_stops(groups, policy.tokenizer, stops(policy.tokenizer, sampling))
     if proof.due(step):
-        session.agreed(proof.check(policy, session.prepared, groups, sampling, step))
+        session.agreed(proof.check(policy, session.prepared, groups, step))
     if proof.due(step + 1):
         proof.remember(session.prepared)
 
@@ -96,8 +96,7 @@ def agree_trained(session: Session, heard: list[Heard]) -> None:
     rows = [row for part, *_ in heard for row in part]
     trainer_N = as_array(torch.cat([policy_N for _, policy_N, _ in heard]))
     entropy_N = as_array(torch.cat([found_N for *_, found_N in heard]))
-    policy, sampling = session.policy, session.config.sampling
-    session.agreed(session.agreement.trained(rows, trainer_N, entropy_N, policy, sampling))
+    session.agreed(session.agreement.trained(rows, trainer_N, entropy_N, session.policy))
 
 
 def score(

@@ -31,21 +31,17 @@ class Ranks(Schedule):
 
     edits_gradients = True
     kept_numbers = 3  # importances and their averages
+    follows_length = True
 
-    def __init__(
-        self, update: "AdaLora", model: Any, trainable: Mapping[str, nn.Parameter]
-    ) -> None:
+    def __init__(self, update: "AdaLora", model: Any, trainable: Named) -> None:
         super().__init__()
         self.update, self.tuner = update, model.base_model
+        self.config: Any = self.tuner.peft_config["default"]
         self.matrices = {n: p for n, p in trainable.items() if ".lora_E." not in n}
         self.may_return = frozenset(trainable.keys() - self.matrices.keys())
         self.names = frozenset(trainable)
         self.taken = 0  # steps with a signal so far
         self.told = False  # whether the final ranks have been logged
-
-    @property
-    def config(self) -> Any:
-        return self.tuner.peft_config["default"]
 
     @property
     def last(self) -> int:
@@ -54,15 +50,11 @@ class Ranks(Schedule):
 
     def plan(self, total_steps: int) -> None:
         """Lay the phases out over the run; UserError when nothing is left to allocate in."""
-        warmup, tail = (
-            share if isinstance(share, int) else int(share * total_steps)
-            for share in (self.update.warmup, self.update.tail)
-        )
+        shares = self.update.warmup, self.update.tail
+        warmup, tail = (s if isinstance(s, int) else int(s * total_steps) for s in shares)
         if warmup + tail >= total_steps:
-            raise UserError(
-                f"{self.update}: warmup and tail take {warmup + tail} steps and leave none of the"
-                f" run's {total_steps} to allocate ranks in"
-            )
+            left = f"leave none of the run's {total_steps} to allocate ranks in"
+            raise UserError(f"{self.update}: warmup and tail take {warmup + tail} steps and {left}")
         config = self.config
         config.total_step, config.tinit, config.tfinal = total_steps, warmup, tail
 
@@ -111,11 +103,7 @@ class Ranks(Schedule):
 
     def tensors(self) -> dict[str, Tensor]:
         allocator = self.tuner.rankallocator
-        return {
-            f"{kind}/{name}": tensor
-            for kind in AVERAGES
-            for name, tensor in getattr(allocator, kind).items()
-        }
+        return {f"{kind}/{n}": t for kind in AVERAGES for n, t in getattr(allocator, kind).items()}
 
     def load(self, state: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
         self.taken, self.told = state["taken"], state["told"]
@@ -155,9 +143,8 @@ class AdaLora(LowRank):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.init_rank <= self.rank:
-            raise UserError(
-                f"adalora: init_rank must be above rank ({self.rank}), not {self.init_rank}"
-            )
+            least = f"above rank ({self.rank}), not {self.init_rank}"
+            raise UserError(f"adalora: init_rank must be {least}")
         shares = [share for share in (self.warmup, self.tail) if not isinstance(share, int)]
         if any(share >= 1 for share in shares):
             raise UserError(f"{self}: warmup and tail are shares below 1 or numbers of steps")

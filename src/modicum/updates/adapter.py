@@ -5,14 +5,15 @@ while training. The reference is the adapter switched off, or its first values: 
 there before and goes on (`go_on`), and where the start rewrites the base (`rewrites_base`).
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from typing import Any, ClassVar
 
 import torch
 from torch import nn
 
 from modicum.models.adapters import quiet
+from modicum.models.linear import meanwhile
+from modicum.report.words import say
 from modicum.types import UserError
 from modicum.updates.base import Method, Prepared, Selection
 from modicum.updates.layout import MERGE
@@ -34,54 +35,31 @@ class AdapterPrepared(Prepared):
     reference_known = True
 
     def __init__(
-        self,
-        model: nn.Module,
-        trainable: Named,
-        adapter: "Adapter",
-        given: bool = False,
-        left: str = "",
+        self, model: nn.Module, trainable: Named, adapter: "Adapter", given: bool = False
     ) -> None:
         super().__init__(model, trainable, adapter.schedule(model, trainable))
-        self.adapter, self.given, self.left = adapter, given, left
+        self.adapter, self.given = adapter, given
         self.rewrites_base = adapter.rewrites_base
         # Unless the start has rewritten the base, or was there before.
         self.reference_is_bare = not (self.rewrites_base or given)
         if self.rewrites_base:  # an export needs them too, so they are kept in any case
             self.swap.keep()
-
-    @property
-    def notes(self) -> list[str]:
-        found = super().notes
-        if self.rewrites_base:
-            found.append(
-                "the start moves a part of the base's weights into the adapter: the reference is"
-                " the adapter's first values, and without the adapter the model is not the base"
-            )
-        if self.given:
-            found.append("the adapter goes on as it is; the reference is the adapter as it was")
-        return found + ([self.left] if self.left else [])
+            self.told.append(say("rewritten"))
+        if given:
+            self.told.append(say("goes_on"))
 
     def keep_reference(self) -> None:
         """The first values of an adapter that goes on; else it is off, or they are kept already."""
         if self.given:
             self.swap.keep()
 
-    @contextmanager
-    def reference(self) -> Iterator[None]:
+    def reference(self) -> AbstractContextManager[None]:
         """Switch the adapter off, or to its start, and on again afterwards."""
         if not self.reference_is_bare:
-            with self.swap.swapped():
-                yield
-            return
+            return self.swap.swapped()
         # PEFT's own switch sets requires_grad by a rule of its own.
-        layers: list[Any] = [m for m in self.model.modules() if hasattr(m, "_disable_adapters")]
-        for layer in layers:
-            layer._disable_adapters = True
-        try:
-            yield
-        finally:
-            for layer in layers:
-                layer._disable_adapters = False
+        layers = [m for m in self.model.modules() if hasattr(m, "_disable_adapters")]
+        return meanwhile(*layers, _disable_adapters=True)
 
     def reference_bytes(self, kl: bool) -> int:
         """Those of the adapter's first values, which a rewritten base needs in any case."""
@@ -153,10 +131,8 @@ class Adapter(Method):
         for name in found:
             layer = model.get_submodule(name)
             if not (self.turned or isinstance(layer, nn.Linear)):
-                raise UserError(
-                    f"{self}: PEFT puts no {self.name} into a layer of the kind"
-                    f" {type(layer).__name__} ({name}); lora fits"
-                )
+                which = f"a layer of the kind {type(layer).__name__} ({name}); lora fits"
+                raise UserError(f"{self}: PEFT puts no {self.name} into {which}")
             self.check(name, layer)
         return found
 
@@ -200,10 +176,11 @@ class Adapter(Method):
             adapted: Any = peft.get_peft_model(model, config)  # type: ignore[arg-type]
             self.finish(adapted)
         adapted.eval()
-        trainable = {
-            n: p for n, p in adapted.named_parameters() if p.requires_grad and self.trains(n)
-        }
-        return AdapterPrepared(adapted, trainable, self, left=left)
+        named = adapted.named_parameters()
+        trainable = {n: p for n, p in named if p.requires_grad and self.trains(n)}
+        prepared = AdapterPrepared(adapted, trainable, self)
+        prepared.told += [left] * bool(left)
+        return prepared
 
     def go_on(self, model: Any, where: Selection | None) -> Prepared:
         """Train the adapter that `model` has already; UserError unless it is this one."""
@@ -216,9 +193,8 @@ class Adapter(Method):
         if held.init_lora_weights not in PLAIN_STARTS:
             beside += [f"init_lora_weights = {held.init_lora_weights!r}"]
         if beside:
-            raise UserError(
-                f"{self}: the adapter has {beside[0]}, with which it cannot go on; {merge}"
-            )
+            has = f"the adapter has {beside[0]}, with which it cannot go on"
+            raise UserError(f"{self}: {has}; {merge}")
         asked = {"use_rslora": False, "use_dora": False, **self.settings([], 0)}
         same = all(getattr(held, name, None) == asked[name] for name in asked)
         experts = getattr(self, "experts", False) == bool(held.target_parameters)
@@ -231,9 +207,8 @@ class Adapter(Method):
         wanted = {n for n in linear_layers(base, where) if ".lora_" not in n} if where else set()
         odd = wanted ^ {n for n, _ in base.named_modules() if n.endswith(".base_layer")}
         if where and odd:
-            raise UserError(
-                f"{self} @ {where}: the adapter of the model lies elsewhere (first difference:"
-                f" {min(odd).removesuffix('.base_layer')}); leave @ out, it stays where it is"
-            )
+            why = "the adapter of the model lies elsewhere (first difference:"
+            first = f"{min(odd).removesuffix('.base_layer')}); leave @ out, it stays where it is"
+            raise UserError(f"{self} @ {where}: {why} {first}")
         trainable = {n: p for n, p in model.named_parameters() if ".lora_" in n and self.trains(n)}
         return AdapterPrepared(model, trainable, self, given=True)

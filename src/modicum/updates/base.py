@@ -13,6 +13,7 @@ from typing import Any, ClassVar, Protocol, runtime_checkable
 from torch import Tensor, nn
 
 from modicum.models.adapters import merged
+from modicum.report.words import say
 from modicum.types import UserError
 from modicum.updates.layout import Layout, depth, layout
 from modicum.updates.members import AdamWRule, Kind, Member, Pair, Rule
@@ -63,7 +64,7 @@ class Prepared:
         self.schedule = schedule or Schedule()
         self.rule: Rule = AdamWRule()
         self.drawn = ""  # what the run's seed has drawn, where a selection leaves that to it
-        self.told: list[str] = []  # what the optimizer has to say
+        self.told: list[str] = []  # what the method has to say, and the optimizer
         chosen = {id(p) for p in trainable.values()}
         self.frozen = {n: p for n, p in model.named_parameters() if id(p) not in chosen}
         for parameter in self.frozen.values():
@@ -81,10 +82,7 @@ class Prepared:
         head = self.model.get_output_embeddings()  # type: ignore[operator, union-attr]
         tied = head is not None and head.weight is inputs.weight
         if tied and any(p is inputs.weight for p in self.trainable.values()):
-            found.append(
-                "head and embedding are one tensor here: training one trains both, and backward"
-                " runs through the whole model"
-            )
+            found.append(say("tied"))
         return found
 
     def activate(self, names: Iterable[str]) -> None:
@@ -174,10 +172,8 @@ class Selection(Member):
         chosen = self.names(places)
         if not chosen:
             parts = sorted({part for place in places.places.values() for part in place.parts})
-            raise UserError(
-                f"{self} selects nothing in this model ({places.num_layers} layers;"
-                f" parts: {', '.join(parts)})"
-            )
+            there = f"{places.num_layers} layers; parts: {', '.join(parts)}"
+            raise UserError(f"{self} selects nothing in this model ({there})")
         return {name: p for name, p in model.named_parameters() if name in chosen}
 
     def __add__(self, other: object) -> "Union":

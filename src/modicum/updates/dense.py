@@ -118,13 +118,10 @@ class Layers(Region):
     def __post_init__(self) -> None:
         if not self.indices:
             raise UserError("layers() needs the numbers of the layers, such as layers(2, 3)")
-        random, numbers = RANDOM in self.indices, self._numbers
-        if random and (
-            self.indices[0] != RANDOM or len(self.indices) != 2 or min(numbers, default=0) < 1
-        ):
-            raise UserError(
-                f"{self}: layers(random, 2) are two that the seed draws; it takes one number"
-            )
+        pair = len(self.indices) == 2 and min(self._numbers, default=0) > 0
+        if RANDOM in self.indices and not (pair and self.indices[0] == RANDOM):
+            drawn = "layers(random, 2) are two that the seed draws; it takes one number"
+            raise UserError(f"{self}: {drawn}")
 
     @property
     def _numbers(self) -> list[int]:
@@ -194,8 +191,6 @@ class BitFit(Selection):
     def names(self, layout: Layout) -> set[str]:
         found = {name for name, place in layout.places.items() if "bias" in place.parts}
         if not found:
-            raise UserError(
-                f"{self}: this model has no bias to train; parts(norm) trains as few numbers,"
-                " lora(rank=1) not many more"
-            )
+            others = "parts(norm) trains as few numbers, lora(rank=1) not many more"
+            raise UserError(f"{self}: this model has no bias to train; {others}")
         return found

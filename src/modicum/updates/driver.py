@@ -26,10 +26,9 @@ class Driver:
 
     def __init__(self, prepared: Prepared, max_grad_norm: float = 0.0) -> None:
         if prepared.schedule.ever_by_group:
-            raise UserError(
-                "this update looks at the gradient of every group of completions by itself, and a"
-                " loop from outside only has their sum; train it with modicum's own loop"
-            )
+            why = "and a loop from outside only has their sum; train it with modicum's own loop"
+            looks = "looks at the gradient of every group of completions by itself"
+            raise UserError(f"this update {looks}, {why}")
         if max_grad_norm < 0:
             raise UserError(f"max_grad_norm must be at least 0, not {max_grad_norm}")
         self.prepared, self.held = prepared, InPlace()
@@ -60,23 +59,18 @@ class Driver:
         there = {id(p) for group in bare.param_groups for p in group["params"]}
         missing = sorted(n for n, p in self.prepared.trainable.items() if id(p) not in there)
         if missing:
-            raise UserError(
-                f"the optimizer does not hold {missing[0]} ({len(missing)} such tensors), which may"
-                " train: make the callback before the optimizer, and on one device or under DDP"
-            )
+            hint = "make the callback before the optimizer, and on one device or under DDP"
+            which = f"{missing[0]} ({len(missing)} such tensors)"
+            raise UserError(f"the optimizer does not hold {which}, which may train: {hint}")
         if type(self.prepared.rule) is not AdamWRule and bare is not self._made:
-            raise UserError(
-                "this update has an optimizer of its own: make it with"
-                " driver.optimizer(learning_rate), and for a Trainer pass"
-                " optimizers=(callback.driver.optimizer(learning_rate), None)"
-            )
+            make = "make it with driver.optimizer(learning_rate)"
+            give = "for a Trainer pass optimizers=(callback.driver.optimizer(learning_rate), None)"
+            raise UserError(f"this update has an optimizer of its own: {make}, and {give}")
         rate = max(float(group.get("initial_lr", group["lr"])) for group in bare.param_groups)
         if coarse := too_fine(self.prepared.trainable, rate):
-            warnings.warn(
-                f"{coarse[0]} ({len(coarse)} such tensors) is too coarse for a learning rate of"
-                f" {rate:g}: steps are lost in rounding. Load the model in float32",
-                stacklevel=2,
-            )
+            which = f"{coarse[0]} ({len(coarse)} such tensors)"
+            why = f"too coarse for a learning rate of {rate:g}: steps are lost in rounding"
+            warnings.warn(f"{which} is {why}. Load the model in float32", stacklevel=2)
         free_the_bottom(self.prepared.model)
         self.prepared.schedule.plan(total_steps)
         self.prepared.activate(list(self.prepared.active))
@@ -144,10 +138,9 @@ def free_the_bottom(model: nn.Module) -> None:
         run = getattr(module, "_gradient_checkpointing_func", None)
         options = getattr(run, "keywords", {})
         if getattr(module, "gradient_checkpointing", False) and options.get("use_reentrant", True):
-            raise UserError(
-                "reentrant gradient checkpointing needs gradients through the frozen layers; give"
-                " gradient_checkpointing_kwargs={'use_reentrant': False}"
-            )
+            give = "give gradient_checkpointing_kwargs={'use_reentrant': False}"
+            needs = "needs gradients through the frozen layers"
+            raise UserError(f"reentrant gradient checkpointing {needs}; {give}")
         if hasattr(type(module), "enable_input_require_grads"):
             module.disable_input_require_grads()  # type: ignore[operator]
             module.__dict__["enable_input_require_grads"] = lambda: None

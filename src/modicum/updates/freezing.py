@@ -33,6 +33,7 @@ class FreezingSchedule(Schedule):
     remembered = ("since", "lowest", "norms")
     remembered_tensors = ("sums",)
     kept_numbers = 1  # sums of gradients
+    follows_length = True
 
     def __init__(self, method: Any, model: nn.Module, chosen: Named, seed: int) -> None:
         super().__init__()
@@ -73,20 +74,16 @@ class FreezingSchedule(Schedule):
         self.norms = {str(n): now[n] for n in self._training()}
         frozen = self.lowest > min(self.layers)
         below = frozenset() if frozen else self.below
-        return Decision(
-            self.above.union(below, *(self.layers[layer] for layer in self._training())),
-            {**evidence, "lowest": self.lowest},
-            restart=frozen and self.policy == "reset",
-        )
+        active = self.above.union(below, *(self.layers[layer] for layer in self._training()))
+        evidence["lowest"] = self.lowest
+        return Decision(active, evidence, restart=frozen and self.policy == "reset")
 
     def _training(self) -> list[int]:
         return [layer for layer in self.layers if layer >= self.lowest]
 
     def _norm(self, layer: int) -> float:
-        parts = [
-            self.sums[name].abs().sum(dtype=torch.float64)
-            for name in sorted(self.layers[layer] & self.sums.keys())
-        ]
+        names = sorted(self.layers[layer] & self.sums.keys())
+        parts = [self.sums[name].abs().sum(dtype=torch.float64) for name in names]
         return float(torch.stack(parts).sum()) if parts else 0.0
 
 
@@ -110,11 +107,8 @@ class SlimFitSchedule(Schedule):
     def __init__(self, method: Any, model: nn.Module, chosen: Named, seed: int) -> None:
         super().__init__()
         places = layout(model).places
-        units = [
-            name
-            for name, parameter in chosen.items()
-            if parameter.dim() > 1 or ("norm" in (p := places[name].parts) and "bias" not in p)
-        ]
+        norms = {n for n in chosen if "norm" in places[n].parts and "bias" not in places[n].parts}
+        units = [name for name, p in chosen.items() if p.dim() > 1 or name in norms]
         if not units:
             raise UserError(f"{method}: no matrix or norm is selected")
         self.always, self.policy = frozenset(chosen.keys() - set(units)), method.state
@@ -149,10 +143,8 @@ class SlimFitSchedule(Schedule):
         self.old = {name: values[name].detach().clone() for name in self.chosen}
 
     def stepped(self, values: Mapping[str, Tensor], gradients: Mapping[str, Tensor]) -> None:
-        distances = [
-            ((values[name].detach() - old).abs() / (old.abs() + EPSILON)).mean()
-            for name, old in self.old.items()
-        ]
+        pairs = ((values[name].detach(), old) for name, old in self.old.items())
+        distances = [((now - old).abs() / (old.abs() + EPSILON)).mean() for now, old in pairs]
         self.distances |= dict(zip(self.old, torch.stack(distances).tolist(), strict=True))
         self.untried = [name for name in self.untried if name not in self.old]
         self.old = {}

@@ -6,17 +6,11 @@ from dataclasses import dataclass
 
 from torch import nn
 
+from modicum.models.configs import KNOWN
 from modicum.types import UserError
 
-LAYER = re.compile(r"(?:^|\.)(?:layers?|h|blocks?)\.(\d+)\.")
-OTHERS = re.compile(r"vision|visual|audio|speech|mtp")  # stacks that a text does not go through
-# Words of the names that architectures give; what mixes tokens by a state counts as attention.
-MIXERS = re.compile(
-    r"attn|attention|^(mixer|mamba|short_?conv|conv|temporal_block|time_mixer|mlstm_layer|rec)$"
-)
-MLPS = re.compile(r"mlp|ffn|moe|experts|feed_?forward|channel_mixer|^(fc1|fc2|ff|ff_layer)$")
-NORMS = re.compile(r"norm|^(pre_)?ln(_|\d|$)")
-EMBEDDINGS = re.compile(r"embed|(^|\.)(wte|wpe|word_?embeddings?)\.")
+WORDS = {kind: re.compile(words) for kind, words in KNOWN["words"].items()}
+"""Of the names that architectures give to parameters."""
 MERGE = "modicum export --model ADAPTER --out FOLDER --format merged makes one model of both"
 PARTS = ("attention", "mlp", "norm", "bias", "embedding", "head")
 
@@ -39,33 +33,27 @@ class Layout:
 
 def layer_of(name: str) -> int | None:
     """The layer of the text model that a tensor belongs to."""
-    found = LAYER.search(name)
-    return int(found[1]) if found and not OTHERS.search(name) else None
+    found = WORDS["layer"].search(name)
+    return int(found[1]) if found and not WORDS["others"].search(name) else None
 
 
 def layout(model: nn.Module) -> Layout:
     """The layout of a Hugging Face causal language model; UserError for an adapter on one."""
     if hasattr(model, "get_base_model"):
-        raise UserError(
-            "the model is an adapter on its base, and a dense update would train below it; lora and"
-            f" its kin train it on, and {MERGE}"
-        )
+        why = "the model is an adapter on its base, and a dense update would train below it"
+        raise UserError(f"{why}; lora and its kin train it on, and {MERGE}")
     inputs = model.get_input_embeddings().weight  # type: ignore[operator, union-attr]
     head = model.get_output_embeddings()  # type: ignore[operator]
     outputs = () if head is None else (head.weight, getattr(head, "bias", None))
     places: dict[str, Place] = {}
     for name, parameter in model.named_parameters():
         layer, words = layer_of(name), name.split(".")[:-1]
-        norms = [word for word in words if NORMS.search(word)]
+        norms = [word for word in words if WORDS["norm"].search(word)]
         within = [word for word in words if word not in norms and layer is not None]
-        parts = {
-            "attention": any(map(MIXERS.search, within)),
-            "mlp": any(map(MLPS.search, within)),
-            "norm": bool(norms),
-            "bias": name.endswith("bias"),
-            "embedding": parameter is inputs,
-            "head": any(parameter is held for held in outputs),
-        }
+        parts = {kind: any(map(WORDS[kind].search, within)) for kind in ("attention", "mlp")}
+        parts |= {"norm": bool(norms), "bias": name.endswith("bias")}
+        parts["embedding"] = parameter is inputs
+        parts["head"] = any(parameter is held for held in outputs)
         places[name] = Place(layer, frozenset(part for part, there in parts.items() if there))
     layers = {place.layer for place in places.values() if place.layer is not None}
     return Layout(places, len(layers))
@@ -88,4 +76,4 @@ def depth(name: str, num_layers: int) -> int:
     layer = layer_of(name)
     if layer is not None:
         return layer
-    return -1 if EMBEDDINGS.search(name) else num_layers
+    return -1 if WORDS["embedding"].search(name) else num_layers

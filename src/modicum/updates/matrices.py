@@ -34,6 +34,7 @@ from torch import Tensor
 from modicum.config import Optimizer
 from modicum.limits import Limits, ShareBelowOne
 from modicum.models.device import up
+from modicum.report.words import say
 from modicum.types import UserError
 from modicum.updates.base import Prepared
 from modicum.updates.layout import layer_of
@@ -48,12 +49,6 @@ GROWTH, TINY = 1.01, 1e-8
 A, B, C, STEPS = 3.4445, -4.7750, 2.0315, 5
 LEAST = 1e-7  # as a divisor
 MATCH = 0.2  # of AdamW's steps, as a root of the mean square
-POCKET = (
-    "muon makes all directions of a step equally large, those of noise too; it fails in RL with"
-    " verifiable rewards in arXiv 2605.19282, but for a small range of rates: let the rate be found,"
-    " and compare with AdamW"
-)
-FLAT = "on an adapter's factors muon makes its few directions equally large, which is legal and odd"
 
 
 @torch.no_grad()
@@ -109,16 +104,12 @@ class MatrixMember(OptimizerMember):
         return STEP_TABLES * largest
 
     def check(self, prepared: Prepared) -> None:
-        size = prepared.schedule.size
-        smaller = "take a smaller rank or " * (self.rank > 1)
-        if not any(
-            self.treats(name, p.shape) and size(name, p) == p.numel()
-            for name, p in prepared.trainable.items()
-        ):
-            raise UserError(
-                f"{self}: of what trains here no matrix of a layer has more than {self.rank} rows"
-                f" and columns, so it would be plain AdamW; {smaller}leave it out"
-            )
+        size, named = prepared.schedule.size, prepared.trainable.items()
+        if not any(self.treats(n, p.shape) and size(n, p) == p.numel() for n, p in named):
+            smaller = "take a smaller rank or " * (self.rank > 1)
+            size = f"{self.rank} rows and columns, so it would be plain AdamW"
+            why = f"of what trains here no matrix of a layer has more than {size}"
+            raise UserError(f"{self}: {why}; {smaller}leave it out")
 
 
 class MatrixAdamW(torch.optim.Optimizer):
@@ -270,7 +261,7 @@ class Muon(MatrixMember):
 
     def check(self, prepared: Prepared) -> None:
         super().check(prepared)
-        prepared.told += [POCKET, FLAT] if prepared.adapter else [POCKET]
+        prepared.told += map(say, ["muon", "muon_factors"] if prepared.adapter else ["muon"])
 
 
 def orthogonal(matrix: Tensor) -> Tensor:

@@ -133,13 +133,9 @@ class AdamWRule(Rule):
     """Adam with decoupled weight decay (arXiv 1711.05101): two moments of every number."""
 
     def make(self, groups: Groups, settings: Optimizer) -> torch.optim.Optimizer:
-        return torch.optim.AdamW(
-            groups,
-            betas=(settings.beta1, settings.beta2),
-            eps=settings.epsilon,
-            weight_decay=settings.weight_decay,
-            fused=True,
-        )
+        betas, decay = (settings.beta1, settings.beta2), settings.weight_decay
+        how: Any = {"betas": betas, "eps": settings.epsilon, "weight_decay": decay}
+        return torch.optim.AdamW(groups, fused=True, **how)
 
     def state_bytes(self, name: str, shape: torch.Size) -> int:
         return 8 * shape.numel()

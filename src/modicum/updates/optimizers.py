@@ -20,8 +20,6 @@ from modicum.updates.base import Method, Placed, Prepared, Selection
 from modicum.updates.dense import Full
 from modicum.updates.members import AdamWRule, Groups, Member, Pair, Rule
 
-Trains = Selection | Method | Placed
-
 
 class OptimizerMember(Member, Rule):
     """An optimizer that can be told for what, `sgd @ lora(rank=4)`, and the rule that it is."""
@@ -43,7 +41,8 @@ class OptimizerMember(Member, Rule):
 
     def __matmul__(self, update: object) -> "Optimized":
         _no_second(self, update)
-        return Optimized(self, update) if isinstance(update, Trains) else NotImplemented
+        trains = isinstance(update, Selection | Method | Placed)
+        return Optimized(self, update) if trains else NotImplemented
 
 
 class Optimized(Pair):

@@ -9,6 +9,7 @@ I + 2Q + 2Q^2 + 2Q^3 + Q^4, or by (I - Q)(I + Q)^-1 (`exact`); Q is skew. *SHiRA
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from itertools import count
 from math import gcd
 from typing import Annotated, Any, ClassVar
 
@@ -59,15 +60,12 @@ class Ia3(Adapter):
         found = linear_layers(model, where)
         fused = [name for name in found if name.endswith(FUSED)]
         if fused:
-            raise UserError(
-                f"ia3: keys and values are no layers of their own in this model ({fused[0]});"
-                " ia3 @ parts(mlp) trains what it can"
-            )
+            why = f"keys and values are no layers of their own in this model ({fused[0]})"
+            raise UserError(f"ia3: {why}; ia3 @ parts(mlp) trains what it can")
         kept = [name for name in found if name.endswith(OUTPUTS + INPUTS)]
         if found and not kept:
-            raise UserError(
-                f"ia3 goes into {', '.join(OUTPUTS + INPUTS)}, and {where or 'the model'} has none"
-            )
+            layers = ", ".join(OUTPUTS + INPUTS)
+            raise UserError(f"ia3 goes into {layers}, and {where or 'the model'} has none")
         return kept
 
     def settings(self, targets: list[str], seed: int) -> dict[str, Any]:
@@ -159,11 +157,9 @@ class Oft(Adapter):
         sizes: dict[str, Any] = {name: model.get_submodule(name).in_features for name in found}
         for name, size in sizes.items():
             if size % self.block_size:
-                raise UserError(
-                    f"{self}: the input of {name} has {size} numbers, which blocks of"
-                    f" {self.block_size} do not divide; divisors of {gcd(*sizes.values())} fit"
-                    " every layer here"
-                )
+                why = f"{size} numbers, which blocks of {self.block_size} do not divide"
+                hint = f"divisors of {gcd(*sizes.values())} fit every layer here"
+                raise UserError(f"{self}: the input of {name} has {why}; {hint}")
         return found
 
     def settings(self, targets: list[str], seed: int) -> dict[str, Any]:
@@ -190,10 +186,9 @@ class Shira(Adapter):
     def check(self, name: str, layer: Any) -> None:
         out, size = layer.weight.shape
         if self.rank * (out + size) > out * size:
-            raise UserError(
-                f"{self}: {name} has {out * size} entries, fewer than rank x ({out} + {size});"
-                f" rank is at most {out * size // (out + size)} there"
-            )
+            most = f"rank is at most {out * size // (out + size)} there"
+            fewer = f"{out * size} entries, fewer than rank x ({out} + {size})"
+            raise UserError(f"{self}: {name} has {fewer}; {most}")
 
     def config(self, targets: list[str], seed: int) -> Any:
         config = super().config(targets, seed)
@@ -231,16 +226,14 @@ def _expanded(layer: Any, adapter: str) -> Tensor:
 
 def drawn(seed: int) -> Callable[..., Tensor | None]:
     """PEFT's mask function: 1 at entries drawn from the seed, for one layer after the other."""
-    number = 0
+    numbers = count()
 
     def mask(layer: nn.Linear, rank: int, **_: Any) -> Tensor | None:
-        nonlocal number
-        rng = np.random.default_rng([seed, number])
-        number += 1
+        rng = np.random.default_rng([seed, next(numbers)])
         if layer.weight.is_meta:  # a preview needs no entries
             return None
-        count = rank * (layer.in_features + layer.out_features)
-        where = rng.choice(layer.weight.numel(), count, replace=False, shuffle=False)
+        many = rank * (layer.in_features + layer.out_features)
+        where = rng.choice(layer.weight.numel(), many, replace=False, shuffle=False)
         flat = torch.zeros(layer.weight.numel())
         flat[torch.from_numpy(where)] = 1.0
         return flat.view(layer.weight.shape).to(layer.weight.device)

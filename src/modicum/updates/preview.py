@@ -10,7 +10,7 @@ import torch
 
 from modicum.config import Trust
 from modicum.models.load import read_config, skeleton, structure
-from modicum.report.words import environment
+from modicum.report.words import filled
 from modicum.updates.base import Prepared, Update
 from modicum.updates.layout import layout
 from modicum.updates.products import backward_share
@@ -40,7 +40,7 @@ class Preview:
     names: list[str]
 
     def text(self) -> str:
-        return environment().get_template("preview.txt").render(vars(self)).rstrip()
+        return filled("preview.txt", **vars(self))
 
 
 def preview(update: Update, model: str, trust: Trust | None = None, base: str = "") -> Preview:
@@ -60,9 +60,9 @@ def preview(update: Update, model: str, trust: Trust | None = None, base: str = 
     # Of tensors of which only entries train one has its whole gradient at a time.
     partial = {n: p.numel() if sizes[n] < p.numel() else 0 for n, p in trained.items()}
     one = mean(max(partial[name] for name in chosen) for chosen in typical)
-    shares = (
-        backward_share(prepared, {n: trained[n] for n in chosen}, num_layers) for chosen in typical
-    )
+    kept = sum(moments.values()) if schedule.policy == "keep" else round(average(moments))
+    sets = ({name: trained[name] for name in chosen} for chosen in typical)
+    shares = (backward_share(prepared, tensors, num_layers) for tensors in sets)
     return Preview(
         update=str(update),
         model=model,
@@ -72,9 +72,7 @@ def preview(update: Update, model: str, trust: Trust | None = None, base: str = 
         total_parameters=total,
         share=average(sizes) / total,
         gradient_bytes=round(GRADIENT_BYTES * (average(sizes) + one)),
-        optimizer_bytes=(
-            sum(moments.values()) if schedule.policy == "keep" else round(average(moments))
-        ),
+        optimizer_bytes=kept,
         lowest_layer=None if lowest < 0 else lowest,
         num_layers=num_layers,
         backward_share=mean(shares),

@@ -10,6 +10,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from modicum.models.configs import KNOWN
 from modicum.models.four_bit import count
 from modicum.models.linear import is_matrix
 from modicum.updates.base import Prepared
@@ -17,16 +18,6 @@ from modicum.updates.layout import depth
 
 ADAPTER = "default"  # PEFT's name of the only adapter
 Trains = Callable[[Any], bool]  # whether a parameter, or any in a module, trains
-
-# What a layer does in order; the first line that fits a name is its stage.
-STAGES = (
-    ("input_layernorm",),
-    ("q_proj", "k_proj", "v_proj", "qkv_proj", "q_norm", "k_norm"),
-    ("o_proj",),
-    ("post_attention_layernorm", "pre_feedforward_layernorm"),
-    ("gate_proj", "up_proj"),
-    ("down_proj", "post_feedforward_layernorm"),
-)
 
 
 @dataclass(frozen=True)
@@ -63,7 +54,8 @@ def place(name: str, num_layers: int) -> tuple[int, int]:
     layer = depth(name, num_layers)
     if layer == num_layers:
         return layer, 0 if "norm" in name else 1
-    return layer, next((i for i, words in enumerate(STAGES) if any(w in name for w in words)), 0)
+    stages = enumerate(KNOWN["stages"])
+    return layer, next((stage for stage, words in stages if any(w in name for w in words)), 0)
 
 
 def backward_share(prepared: Prepared, trained: dict[str, nn.Parameter], num_layers: int) -> float:
@@ -96,9 +88,8 @@ def backward_products(
         chain = Chain() if layer is module else prepared.adapter.chain(module, trains)
         after = place(name, num_layers) > lowest
         learns = any(link.trains for link in chain.links)
-        passes = (trains(layer.weight) or (chain.whole and learns)) + (
-            after or (chain.inside and learns)
-        )
+        own = trains(layer.weight) or (chain.whole and learns)
+        passes = own + (after or (chain.inside and learns))
         yield Product(name, layer, count(layer.weight), passes, base=True)
         for link in chain.links:
             yield Product(name, layer, link.numbers, link.trains + after, base=False)

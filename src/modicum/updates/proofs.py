@@ -27,7 +27,8 @@ class Proof:
         # In checkpoints, which another device may go on from.
         on_cpu = all(tensor.device.type == "cpu" for tensor in prepared.frozen.values())
         self.at_start = combined(self.frozen if on_cpu else fingerprints(prepared.frozen))
-        self.started = _wide(prepared.trainable)
+        # In fp32, so that a weight and its master compare.
+        self.started = marks(prepared.trainable, torch.float32)
         self.resting: dict[str, str] = {}
         self.outside: dict[str, tuple[SparseMaster, str]] = {}
         self.tried: set[str] = set()  # tensors that have had a gradient
@@ -73,8 +74,8 @@ class Proof:
         """See which masters have left their start; call before these stop or begin anew."""
         held = {name: self.masters.held[name] for name in sorted(names)}
         few = {n: m.tensor for n, m in held.items() if isinstance(m, SparseMaster)}
-        whole = (_wide({n: m.values}) for n, m in held.items() if n not in few)  # one at a time
-        left = {n for found in whole for n, now in found.items() if now != self.started[n]}
+        now = {n: marks({n: m.values}, torch.float32)[n] for n, m in held.items() if n not in few}
+        left = {name for name, found in now.items() if found != self.started[name]}
         left |= {n for n, tensor in few.items() if bool(tensor.any())}
         for name in held:
             if name in left:
@@ -111,17 +112,15 @@ class Proof:
         for name in names:
             master, known = self.outside[name]
             if mark(master.at_start()) != known:
-                raise RunStopped(
-                    f"change proof ({when}): {name} has changed where it should not train"
-                )
+                what = "has changed where it should not train"
+                raise RunStopped(f"change proof ({when}): {name} {what}")
 
     def check(self, when: str, resting: bool = True) -> str:
         """A sentence that says what was proven; RunStopped when it does not hold."""
         for name, found in marks(self.prepared.frozen).items():
             if found != self.frozen[name]:
-                raise RunStopped(
-                    f"change proof ({when}): {name} should be frozen and has changed{self.since}"
-                )
+                what = f"should be frozen and has changed{self.since}"
+                raise RunStopped(f"change proof ({when}): {name} {what}")
         if resting:
             self._check_resting(when, self.resting)
         self._check_outside(when, self.outside)
@@ -175,17 +174,10 @@ class ChangeProof(Proof):
 
     def stayed(self, when: str, still: Sequence[str]) -> str:
         move = self.last.get(still[0], 0.0)
-        went = f"though a step went {move:.2g} spacings" if move else ""
-        why = "the optimizer has passed it over" if move is None else went
-        raise RunStopped(
-            f"change proof ({when}): {still[0]} trains and has not changed"
-            f" ({len(still)} such tensors)" + (f", {why}" if why else "")
-        )
-
-
-def _wide(tensors: Mapping[str, Tensor]) -> dict[str, str]:
-    """The marks in fp32, so that a weight and its master compare."""
-    return marks(tensors, torch.float32)
+        went = f", though a step went {move:.2g} spacings" if move else ""
+        why = ", the optimizer has passed it over" if move is None else went
+        what = f"{still[0]} trains and has not changed ({len(still)} such tensors)"
+        raise RunStopped(f"change proof ({when}): {what}{why}")
 
 
 def _buffers(prepared: Prepared) -> dict[str, Tensor]:

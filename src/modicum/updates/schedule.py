@@ -38,6 +38,8 @@ class Schedule:
     remembered: ClassVar[tuple[str, ...]] = ()  # attributes a resumed run needs, of JSON values
     remembered_tensors: ClassVar[tuple[str, ...]] = ()  # and of tensors by name
     by_group: bool = False  # whether the next gradients are to be shown group by group
+    ever_by_group: bool = False  # whether that may become true in this run
+    follows_length: ClassVar[bool] = False  # whether a longer run differs from its first step on
     holds: bool = False  # whether gradients are only measured now and nothing moves
     edits_gradients: ClassVar[bool] = False  # whether `gradients` changes them
     kept_numbers: ClassVar[int] = 0  # fp32 numbers that it keeps of every one that trains
@@ -58,16 +60,6 @@ class Schedule:
     def decide(self, steps: int) -> Decision | None:
         """At a rollout boundary after `steps` steps with a signal: a change, or None."""
         return None
-
-    @property
-    def follows_length(self) -> bool:
-        """Whether a longer run would be another one from its first step."""
-        return type(self).plan is not Schedule.plan
-
-    @property
-    def ever_by_group(self) -> bool:
-        """Whether `by_group` may become true in this run."""
-        return type(self).by_group is not Schedule.by_group
 
     @property
     def piecewise(self) -> bool:

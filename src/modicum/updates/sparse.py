@@ -26,7 +26,6 @@ from modicum.updates.members import Steps
 from modicum.updates.schedule import Decision, Named, Schedule
 
 VALUE = "value/"  # of a tensor in a checkpoint
-By = Literal["random", "smallest", "largest", "fisher", "taylor", "run"]
 
 
 def count(keep: float, size: int) -> int:
@@ -54,7 +53,7 @@ class Warmup(Schedule):
     def __init__(self, method: Any, model: nn.Module, chosen: Named, seed: int) -> None:
         super().__init__()
         self.trainable, self.keep, self.steps = chosen, method.keep, method.warmup
-        self.fisher = method.by == "fisher"
+        self.ever_by_group = self.fisher = method.by == "fisher"
         self.totals: dict[str, Tensor] = {}
         self.seen = 0  # steps that were measured
         self.groups = 0
@@ -62,22 +61,12 @@ class Warmup(Schedule):
 
     def plan(self, total_steps: int) -> None:
         if 0 < total_steps <= self.steps:
-            raise UserError(
-                f"sparse: a warmup of {self.steps} steps leaves none of {total_steps} to train in;"
-                " take a smaller warmup or more steps"
-            )
-
-    @property
-    def follows_length(self) -> bool:
-        return False  # it only checks that steps are left
+            why = f"a warmup of {self.steps} steps leaves none of {total_steps} to train in"
+            raise UserError(f"sparse: {why}; take a smaller warmup or more steps")
 
     @property
     def by_group(self) -> bool:  # type: ignore[override]
         return self.fisher and not self.decided
-
-    @property
-    def ever_by_group(self) -> bool:
-        return self.fisher
 
     @property
     def holds(self) -> bool:  # type: ignore[override]
@@ -109,11 +98,8 @@ class Warmup(Schedule):
             scores = total if self.fisher else (total * weight).abs()
             entries[name] = best(scores, count(self.keep, weight.numel()))
         self.decided = True
-        evidence = {
-            "steps": self.seen,
-            "groups": self.groups,
-            "entries": sum(len(where) for where in entries.values()),
-        }
+        number = sum(map(len, entries.values()))
+        evidence = {"steps": self.seen, "groups": self.groups, "entries": number}
         return Decision(frozenset(self.trainable), evidence, entries)
 
     def size(self, name: str, parameter: nn.Parameter) -> int:
@@ -137,21 +123,16 @@ def past_values(folder: Path, model: nn.Module, wanted: Named) -> Callable[[str]
             name, shape = key.removeprefix(VALUE), tuple(file.get_slice(key).get_shape())
             here = tuple(own[name].shape) if name in own else "not"
             if shape != here:
-                raise UserError(
-                    f"{folder} trained {config.update} in {config.model}, and no whole tensors of"
-                    f" this model: {name} is {shape} there and {here} here; a dense run of it fits"
-                )
+                what = f"{config.update} in {config.model}, and no whole tensors of this model"
+                why = f"{name} is {shape} there and {here} here; a dense run of it fits"
+                raise UserError(f"{folder} trained {what}: {why}")
             there.add(name)
     if missing := sorted(wanted.keys() - there):
-        raise UserError(
-            f"{folder} trained {config.update}, and {len(missing)} tensors of this selection not"
-            f" (first: {missing[0]}); select what it trained"
-        )
+        why = f"{len(missing)} tensors of this selection not (first: {missing[0]})"
+        raise UserError(f"{folder} trained {config.update}, and {why}; select what it trained")
     if not next(iter(own.values())).is_meta and weights_hash(model) != state.get("base_hash"):
-        raise UserError(
-            f"{folder} was trained on another base model: its hash differs; that was"
-            f" {config.model} in {config.compute.dtype}"
-        )
+        was = f"its hash differs; that was {config.model} in {config.compute.dtype}"
+        raise UserError(f"{folder} was trained on another base model: {was}")
 
     def value(name: str) -> Tensor:
         with safe_open(path, "pt", device=str(wanted[name].device)) as file:
@@ -165,20 +146,18 @@ class Sparse(Scheduled):
     """A share of the entries of every tensor trains: by chance, size, gradient or a past run."""
 
     keep: float = 0.05
-    by: By = "random"
+    by: Literal["random", "smallest", "largest", "fisher", "taylor", "run"] = "random"
     run: str = ""
     warmup: Steps = 5
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if not 0 < self.keep <= 1:
-            raise UserError(
-                f"sparse: keep is a share, above 0 and at most 1 (0.05 is 5 %), not {self.keep}"
-            )
+            share = f"a share, above 0 and at most 1 (0.05 is 5 %), not {self.keep}"
+            raise UserError(f"sparse: keep is {share}")
         if (self.by == "run") != bool(self.run):
-            raise UserError(
-                "sparse: by='run' and run='FOLDER' belong together: the folder of a finished run"
-            )
+            both = "by='run' and run='FOLDER' belong together"
+            raise UserError(f"sparse: {both}: the folder of a finished run")
 
     def begins(self, model: nn.Module, chosen: Named, seed: int) -> Schedule:  # type: ignore[override]
         if self.by in ("fisher", "taylor"):

@@ -106,9 +106,8 @@ class Stepper:
         self.taken, self.shown = False, {}
         gradients = self.gradients()
         if not gradients:
-            raise RunStopped(
-                "no tensor that trains got a gradient: the loss does not depend on them"
-            )
+            why = "the loss does not depend on them"
+            raise RunStopped(f"no tensor that trains got a gradient: {why}")
         norms, norm = self.masters.norms(gradients)
         if not (abs(loss) < float("inf") and norm < float("inf")):
             self.begin_anew()

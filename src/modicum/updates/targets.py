@@ -8,17 +8,15 @@ from collections.abc import Collection
 
 from torch import nn
 
+from modicum.models.configs import KNOWN
 from modicum.models.four_bit import count, plain, put
 from modicum.models.linear import is_matrix
+from modicum.report.words import say
 from modicum.types import UserError
 from modicum.updates.base import Prepared, Selection, Update, selected
-from modicum.updates.layout import LAYER, layer_of
+from modicum.updates.layout import WORDS, layer_of
 from modicum.updates.products import ADAPTER
 
-# Mamba's mixers read the weight of the first and do not call it; the kernels of these do the same
-# with the second, which PEFT refuses.
-READ, FUSED = "dt_proj", "out_proj"
-MAMBAS = ("falcon_h1", "falcon_mamba", "mamba", "mamba2", "nemotron_h")
 MOST_SHOWN = 4
 WORTH_SAYING = 0.05  # routers, short convolutions and the like are less
 
@@ -26,8 +24,8 @@ WORTH_SAYING = 0.05  # routers, short convolutions and the like are less
 def linear_layers(model: nn.Module, where: Selection | None) -> list[str]:
     """Names of the layers to adapt: the selected ones with a matrix, or all but the head."""
     head = model.get_output_embeddings()  # type: ignore[operator]
-    mamba = model.config.model_type in MAMBAS  # type: ignore[union-attr]
-    unfit = (READ, FUSED) if mamba else (READ,)
+    fused = model.config.model_type in KNOWN["mambas"]  # type: ignore[union-attr]
+    unfit = ("dt_proj", "out_proj") if fused else ("dt_proj",)  # read, and not called
     named = model.named_modules()
     linear = {n: m for n, m in named if is_matrix(m) and n.rpartition(".")[2] not in unfit}
     if where is None:
@@ -53,25 +51,20 @@ def _of_experts(name: str, parameter: nn.Parameter) -> bool:
 def unreached(model: nn.Module, where: Selection | None, reached: Collection[str]) -> str:
     """A sentence on the matrices of layers that are not `reached` by an adapter; empty for few."""
     left: dict[str, int] = {}
-    total, hint = 0, ""
+    total, experts = 0, False
     for name, parameter in selected(model, where).items():
         if parameter.ndim < 2 or layer_of(name) is None:
             continue
         total += count(parameter)
         if not {name, name.rpartition(".")[0]} & set(reached):
-            kind = LAYER.sub(lambda at: at[0].replace(at[1], "*"), name, count=1)
+            kind = WORDS["layer"].sub(lambda at: at[0].replace(at[1], "*"), name, count=1)
             left[kind] = left.get(kind, 0) + count(parameter)
-            if _of_experts(name, parameter):
-                hint = "; lora(experts=True) takes the experts in"
+            experts = experts or _of_experts(name, parameter)
     share = sum(left.values()) / max(total, 1)
     largest = sorted(left, key=lambda kind: -left[kind])
     shown = ", ".join(largest[:MOST_SHOWN]) + (", ..." if len(largest) > MOST_SHOWN else "")
-    if share < WORTH_SAYING:
-        return ""
-    return (
-        f"the adapter does not reach {share:.0%} of the numbers in the matrices of these layers, which"
-        f" are not called as linear layers: {shown}{hint}"
-    )
+    few = share < WORTH_SAYING
+    return "" if few else say("unreached", share=share, shown=shown, experts=experts)
 
 
 def rest(prepared: Prepared, update: Update, how: str) -> None:

@@ -11,6 +11,8 @@ from modicum.types import UserError
 from modicum.updates.driver import Driver
 from modicum.updates.schedule import Schedule
 
+MOVES = "what trains changes with time in this update"
+
 
 class UpdateCallback(TrainerCallback):
     """Drives an update in a Trainer; `report()` is what was proven when training ended."""
@@ -37,12 +39,10 @@ class UpdateCallback(TrainerCallback):
             raise UserError("an update needs whole tensors, not shards: no DeepSpeed and no FSDP")
         changes = type(self.driver.prepared.schedule) is not Schedule
         if changes and state.global_step > 0:
-            raise UserError(
-                "what trains changes with time in this update, and a Trainer's checkpoint does not"
-                " hold its state: it cannot be resumed there; modicum train can"
-            )
+            why = "a Trainer's checkpoint does not hold its state: it cannot be resumed there"
+            raise UserError(f"{MOVES}, and {why}; modicum train can")
         if changes and args.world_size > 1:
-            raise UserError("what trains changes with time in this update: one process only")
+            raise UserError(f"{MOVES}: one process only")
         self.micro_batches, self.proven = 0, None
         self.driver.attach(optimizer, state.max_steps)
 

@@ -23,7 +23,6 @@ from modicum.updates.layout import divided
 from modicum.updates.members import Layers, LayersOrNone, Steps, StepsOrNone
 from modicum.updates.schedule import Decision, Named, Policy, Turns
 
-Order = Literal["random", "ascending", "descending"]
 MOST_SETS = 64  # for the preview's average; beyond, so many are drawn
 
 
@@ -114,7 +113,7 @@ class BAdam(Scheduled):
 
     begins = BlockSchedule
     every: Steps = 10
-    order: Order = "random"
+    order: Literal["random", "ascending", "descending"] = "random"
     blocks: LayersOrNone = 0
     ends: bool = False
     warmup: StepsOrNone = 0

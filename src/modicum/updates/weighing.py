@@ -111,6 +111,7 @@ class SnrSchedule(Weighing):
     remembered = (*Weighing.remembered, "groups")
     remembered_tensors = ("means", "squares")
     kept_numbers = 2  # means and squares over groups
+    ever_by_group = True
 
     def __init__(self, method: Any, model: nn.Module, chosen: Named, seed: int) -> None:
         super().__init__(method, model, chosen, seed)
@@ -151,10 +152,8 @@ class SnrSchedule(Weighing):
         """1 for those that reach the threshold between the least (0) and the most (1)."""
         least, most = min(values.values()), max(values.values())
         span = most - least
-        return {
-            name: float(span == 0 or (value - least) / span >= self.threshold)
-            for name, value in values.items()
-        }
+        shares = {name: (v - least) / span if span else 1.0 for name, v in values.items()}
+        return {name: float(share >= self.threshold) for name, share in shares.items()}
 
 
 @dataclass(frozen=True)
