@@ -13,7 +13,9 @@ import torch.distributed as dist
 
 from modicum.config import TrainConfig, from_mapping
 from modicum.engine.split import SplitEngine
+from modicum.models.precision import UNSCALED
 from modicum.parallel import Team, parse
+from modicum.parallel.zero import ShardedMaster
 from modicum.training import loop
 from modicum.types import UserError
 
@@ -68,6 +70,38 @@ def short(config: dict[str, Any]) -> Any:
         SplitEngine.hidden = hidden  # type: ignore[method-assign]
 
 
+def weighed(config: dict[str, Any]) -> Any:
+    """Bytes of all parameters before a run's first step is taken, in it, and after the run."""
+    step, found, begun = loop.optimizer_step, list[int](), list[Any]()
+
+    def size() -> int:
+        return sum(p.untyped_storage().nbytes() for p in begun[0].policy.model.parameters())
+
+    def looked_at(session: Any, *given: Any) -> float:
+        begun.append(session)
+        found.extend([sum(p.nbytes for p in session.policy.model.parameters()), size()])
+        return step(session, *given)
+
+    loop.optimizer_step = looked_at
+    try:
+        train(config)
+    finally:
+        loop.optimizer_step = step
+    return [*found, size()]
+
+
+def written(values: list[list[float]]) -> Any:
+    """The rows in bf16 of this process, of a master with such values that is written in pieces."""
+    team: Any = parse("fsdp").join("cpu")
+    weight = torch.nn.Parameter(torch.tensor(values, dtype=torch.bfloat16))
+    master = ShardedMaster(weight, team, UNSCALED)
+    master.tensor = team.cut(torch.tensor(values))
+    team.held[weight] = weight.data, team.cut(torch.zeros_like(weight))
+    weight.data.untyped_storage().resize_(0)
+    master.write((3, 7))
+    return team.held[weight][1].to_local().float().tolist()
+
+
 def asked(name: str) -> Any:
     """What a team of all processes answers."""
     team: Team = parse(name).join("cpu")
@@ -88,7 +122,9 @@ def asked(name: str) -> Any:
     }
 
 
-JOBS: dict[str, Job] = {"train": train, "planted": planted, "short": short, "asked": asked}
+JOBS: dict[str, Job] = {
+    job.__name__: job for job in (train, planted, short, weighed, written, asked)
+}
 
 
 def main() -> None:

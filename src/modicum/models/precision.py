@@ -86,6 +86,10 @@ class Master:
         """What the parameter is to be, in its dtype: rounded by a key, to nearest without."""
         return rounded(self.values, self.parameter.dtype, key)
 
+    def write(self, key: Key | None) -> None:
+        """Make the parameter that."""
+        self.parameter.copy_(self.published(key))
+
     def cut(self, tensor: Tensor) -> Tensor:
         """What of a whole tensor as large as the numbers that move is in this process."""
         return tensor
@@ -188,8 +192,11 @@ class Masters:
 
     def published(self, name: str) -> Tensor:
         """What a parameter is to be, in its dtype and as it was last rounded."""
+        return self.held[name].published(self._key(name))
+
+    def _key(self, name: str) -> Key | None:
         step = self.drawn.get(name)
-        return self.held[name].published(None if step is None else key_of(self.seed, step, name))
+        return None if step is None else key_of(self.seed, step, name)
 
     def draw(self, names: Iterable[str], step: int) -> None:
         """Write the masters of these into the model, rounded by the noise of `step`."""
@@ -208,7 +215,7 @@ class Masters:
             places: list[Tensor] = [master.parameter for master in plain.values()]
             torch._foreach_copy_(places, [master.tensor for master in plain.values()])
         for name in [name for name in held if name not in plain]:  # in one order everywhere
-            held[name].parameter.copy_(self.published(name))
+            held[name].write(self._key(name))
 
 
 class Within(SparseMaster):

@@ -16,6 +16,7 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.tensor import DTensor, Partial, Shard, distribute_tensor
 
 from modicum.models.precision import LossScale, Master, Masters
+from modicum.models.rounding import Key, rounded
 from modicum.parallel.ddp import Ddp, together
 from modicum.types import UserError
 from modicum.updates.base import Prepared
@@ -46,6 +47,18 @@ class ShardedMaster(Master):
             self.tensor.grad = self.team.part(gradient.float())
         else:
             here(self.tensor.grad).add_(gradient)
+
+    def write(self, key: Key | None) -> None:
+        if self.parameter not in self.team.held:
+            super().write(key)
+            return
+        mine, index = here(self.tensor.detach()), None
+        if key is not None:  # whose noise is that of a place in the whole
+            first = self.team.rank * -(-len(self.parameter) // self.team.size)
+            index = torch.arange(mine.numel(), device=mine.device)
+            index += first * self.parameter[0].numel()
+        _, piece = self.team.held[self.parameter]
+        here(piece).copy_(rounded(mine, self.parameter.dtype, key, index))
 
     @property
     def values(self) -> Tensor:
@@ -85,6 +98,8 @@ class Zero(Ddp):
 
     def join(self, device: str) -> Self:
         super().join(device)
+        # Parameters of which this process has its rows now (`Fsdp`): where they were, and the rows.
+        self.held: dict[nn.Parameter, tuple[Tensor, DTensor]] = {}
         self.mesh: DeviceMesh = init_device_mesh(torch.device(self.device).type, (self.size,))
         return self
 
@@ -94,7 +109,7 @@ class Zero(Ddp):
         if not (whole and prepared.rule.by_entry and schedule.piecewise):
             why = "looks at whole tensors, trains entries or sends state away"
             raise UserError(
-                f"parallel: zero has masters in pieces, and this update {why}; take ddp"
+                f"parallel: {self} has masters in pieces, and this update {why}; take ddp"
             )
 
     def masters(self, prepared: Prepared, *given: Any) -> Masters:
