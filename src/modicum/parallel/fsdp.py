@@ -13,11 +13,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import distribute_tensor
 
 from modicum.models.decoder import view
 from modicum.models.precision import Master, Masters
 from modicum.parallel.ddp import together
-from modicum.parallel.zero import Zero, here
+from modicum.parallel.zero import ROWS, Zero, here
 from modicum.types import Row, UserError
 from modicum.updates.base import Prepared
 
@@ -59,7 +60,8 @@ class Fsdp(Zero):
                 storage = parameter.untyped_storage()
                 if not storage.resizable() or storage.nbytes() != parameter.nbytes:
                     parameter.data = parameter.data.clone()  # of a file, or with others
-                self.held[parameter] = parameter.data, self.cut(parameter.detach())
+                piece = distribute_tensor(parameter.detach(), self.mesh, ROWS, src_data_rank=None)
+                self.held[parameter] = parameter.data, piece
             self.lay_aside(tensors)
             hooks.append(layer.register_forward_pre_hook(partial(self.enter, tensors)))
             hooks.append(layer.register_forward_hook(partial(self.left, tensors)))
