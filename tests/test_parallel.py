@@ -184,7 +184,6 @@ SOME = [
     ("last(1)", "ppo(warmup=1)", {}, "auto"),
     ("full", "grpo(kl=0.1)", {"updates_per_rollout": 2}, "zero"),
     ("full", "grpo(kl=0.1)", {"updates_per_rollout": 2}, "fsdp"),
-    ("last(1)", "ppo(warmup=1, critic='last(1)')", {}, "fsdp"),
 ]
 
 
@@ -387,6 +386,22 @@ def test_memory_that_runs_out_in_one_process_is_its_own_affair(
     two: Crew, run: TrainConfig, tmp_path: Path
 ) -> None:
     as_one(two, run, tmp_path, job="short")
+
+
+@pytest.mark.slow
+def test_a_critic_shares_memory_with_layers_in_pieces(
+    two: Crew, run: TrainConfig, tmp_path: Path
+) -> None:
+    """Its own model's, and gives values when they are whole."""
+    config = replace(run, update="last(1)", objective="ppo(warmup=1, critic='last(1)')")
+    train(replace(config, out=str(tmp_path / "one")))
+    config = replace(config, compute=replace(run.compute, parallel="fsdp"))
+    told = two.ask("train", config=asdict(config))
+    assert all("found" in answer for answer in told), told
+    assert texts_of(Path(run.out)) == texts_of(tmp_path / "one")
+    wanted = values_of(tmp_path / "one")
+    for name, tensor in values_of(Path(run.out)).items():
+        torch.testing.assert_close(tensor, wanted[name], rtol=0, atol=1e-6)
 
 
 @pytest.mark.slow

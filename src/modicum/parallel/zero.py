@@ -54,9 +54,9 @@ class ShardedMaster(Master):
             return
         mine, index = here(self.tensor.detach()), None
         if key is not None:  # whose noise is that of a place in the whole
-            first = self.team.rank * -(-len(self.parameter) // self.team.size)
-            index = torch.arange(mine.numel(), device=mine.device)
-            index += first * self.parameter[0].numel()
+            rows, width = len(self.parameter), self.parameter.numel() // len(self.parameter)
+            first = self.team.rank * -(-rows // self.team.size) * width
+            index = torch.arange(first, first + mine.numel(), device=mine.device)
         _, piece = self.team.held[self.parameter]
         here(piece).copy_(rounded(mine, self.parameter.dtype, key, index))
 
