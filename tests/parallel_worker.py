@@ -29,10 +29,10 @@ def train(config: dict[str, Any], resume: bool = False) -> Any:
 
 def planted(config: dict[str, Any], at: int, what: str) -> Any:
     """A run in which process `at` is not as the others from its first step on."""
-    step = loop.optimizer_step
+    agree = loop.agree_trained  # which comes after a step
 
-    def wrong(session: Any, *given: Any) -> float:
-        norm = step(session, *given)
+    def wrong(session: Any, *given: Any) -> None:
+        agree(session, *given)
         if session.parallel.rank == at and what == "moments":
             state = next(iter(session.optimization.optimizer.state.values()))
             state["exp_avg"].add_(1e-3)
@@ -40,13 +40,12 @@ def planted(config: dict[str, Any], at: int, what: str) -> Any:
             with torch.no_grad():
                 next(iter(session.prepared.active.values())).add_(1e-3)
                 session.optimization.proof.check = lambda when, resting=True: "fine"
-        return norm
 
-    loop.optimizer_step = wrong
+    loop.agree_trained = wrong
     try:
         return train(config)
     finally:
-        loop.optimizer_step = step
+        loop.agree_trained = agree
 
 
 def short(config: dict[str, Any]) -> Any:
