@@ -54,6 +54,7 @@ class Master:
         self, parameter: nn.Parameter, tensor: Tensor, scale: LossScale = UNSCALED
     ) -> None:
         self.parameter, self.scale = parameter, scale
+        self.place: Tensor = parameter  # where they are written
         self.tensor = tensor  # the numbers that move
         self.leaf = tensor  # the tensor of the optimizer that holds them
 
@@ -85,10 +86,6 @@ class Master:
     def published(self, key: Key | None) -> Tensor:
         """What the parameter is to be, in its dtype: rounded by a key, to nearest without."""
         return rounded(self.values, self.parameter.dtype, key)
-
-    def write(self, key: Key | None) -> None:
-        """Make the parameter that."""
-        self.parameter.copy_(self.published(key))
 
     def cut(self, tensor: Tensor) -> Tensor:
         """What of a whole tensor as large as the numbers that move is in this process."""
@@ -192,11 +189,8 @@ class Masters:
 
     def published(self, name: str) -> Tensor:
         """What a parameter is to be, in its dtype and as it was last rounded."""
-        return self.held[name].published(self._key(name))
-
-    def _key(self, name: str) -> Key | None:
         step = self.drawn.get(name)
-        return None if step is None else key_of(self.seed, step, name)
+        return self.held[name].published(None if step is None else key_of(self.seed, step, name))
 
     def draw(self, names: Iterable[str], step: int) -> None:
         """Write the masters of these into the model, rounded by the noise of `step`."""
@@ -215,7 +209,7 @@ class Masters:
             places: list[Tensor] = [master.parameter for master in plain.values()]
             torch._foreach_copy_(places, [master.tensor for master in plain.values()])
         for name in [name for name in held if name not in plain]:  # in one order everywhere
-            held[name].write(self._key(name))
+            held[name].place.copy_(self.published(name))
 
 
 class Within(SparseMaster):

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.tensor import distribute_tensor
+from torch.distributed.tensor import DTensor, distribute_tensor
 
 from modicum.models.decoder import view
 from modicum.models.precision import Master, Masters
@@ -21,8 +21,6 @@ from modicum.parallel.ddp import together
 from modicum.parallel.zero import ROWS, Zero, here
 from modicum.types import Row, UserError
 from modicum.updates.base import Prepared
-
-Tensors = list[nn.Parameter]
 
 
 @dataclass(eq=False)
@@ -38,7 +36,7 @@ class Fsdp(Zero):
                 " engine split knows: none here; take zero or ddp (--quantise nf4 for what rests)"
             )
 
-    def apart(self, prepared: Prepared) -> dict[nn.Module, Tensors]:
+    def apart(self, prepared: Prepared) -> dict[nn.Module, list[nn.Parameter]]:
         decoder = view(prepared.model)
         layers = decoder.layers[max(0, prepared.lowest_layer) :] if decoder else []
         # Vectors are small; what rests in 4 bits is left as it is.
@@ -54,7 +52,10 @@ class Fsdp(Zero):
     @contextmanager
     def divided(self, prepared: Prepared, masters: Masters) -> Iterator[None]:
         """An error in here ends the run: what lies in pieces stays so."""
-        layers, hooks, self.present = self.apart(prepared), list[Any](), Tensors()
+        owners = {m.parameter: m for name, m in masters.held.items() if name in prepared.active}
+        layers, hooks, self.present = self.apart(prepared), list[Any](), list[nn.Parameter]()
+        # Where each was, and the rows of this process.
+        self.held: dict[nn.Parameter, tuple[Tensor, DTensor]] = {}
         for layer, tensors in layers.items():
             for parameter in tensors:
                 storage = parameter.untyped_storage()
@@ -62,33 +63,30 @@ class Fsdp(Zero):
                     parameter.data = parameter.data.clone()  # of a file, or with others
                 piece = distribute_tensor(parameter.detach(), self.mesh, ROWS, src_data_rank=None)
                 self.held[parameter] = parameter.data, piece
+                if master := owners.get(parameter):
+                    master.place, made = here(piece), partial(self.made, master)
+                    hooks.append(parameter.register_post_accumulate_grad_hook(made))
             self.lay_aside(tensors)
-            hooks.append(layer.register_forward_pre_hook(partial(self.enter, tensors)))
-            hooks.append(layer.register_forward_hook(partial(self.left, tensors)))
-        for master in [masters.held[name] for name in prepared.active]:
-            if master.parameter in self.held:
-                made = partial(self.made, master)
-                hooks.append(master.parameter.register_post_accumulate_grad_hook(made))
+            enter = partial(self.enter, tensors)
+            hooks.append(layer.register_forward_pre_hook(enter))
+            hooks.append(layer.register_full_backward_pre_hook(enter))
         yield
         self.lay_aside(self.present)  # which are those of before the step
         for tensors in layers.values():
             self.fetch(tensors)
             for parameter in tensors:
                 del self.held[parameter]
+        for master in owners.values():
+            master.place = master.parameter
         for hook in hooks:
             hook.remove()
 
-    def enter(self, tensors: Tensors, *_: Any) -> None:
+    def enter(self, tensors: list[nn.Parameter], *_: Any) -> None:
         """A layer is about to run, forward or back: it alone is whole."""
         if tensors is not self.present:
             self.lay_aside(self.present)
             self.fetch(tensors)
             self.present = tensors
-
-    def left(self, tensors: Tensors, _: Any, __: Any, out: Tensor) -> None:
-        """A layer has run; its way back begins with the gradient of what it gave."""
-        if out.requires_grad:
-            out.register_hook(partial(self.enter, tensors))
 
     def made(self, master: Master, _: Tensor) -> None:
         """A gradient has been made: its sum over all processes is added to those of before."""
@@ -99,13 +97,13 @@ class Fsdp(Zero):
         if before is not None:
             here(master.tensor.grad).add_(here(before))
 
-    def lay_aside(self, tensors: Tensors) -> None:
+    def lay_aside(self, tensors: list[nn.Parameter]) -> None:
         """Give up what is not of this process; autograd's graph goes on knowing the tensors."""
         for parameter in tensors:
             self.held[parameter][0].untyped_storage().resize_(0)
 
     @torch.no_grad()
-    def fetch(self, tensors: Tensors) -> None:
+    def fetch(self, tensors: list[nn.Parameter]) -> None:
         """Make tensors whole from the pieces of all processes."""
         for place, piece in map(self.held.__getitem__, tensors):
             whole = self.joint(piece)

@@ -48,17 +48,15 @@ class ShardedMaster(Master):
         else:
             here(self.tensor.grad).add_(gradient)
 
-    def write(self, key: Key | None) -> None:
-        if self.parameter not in self.team.held:
-            super().write(key)
-            return
-        mine, index = here(self.tensor.detach()), None
+    def published(self, key: Key | None) -> Tensor:
+        if self.place is self.parameter:
+            return super().published(key)
+        mine, index = here(self.tensor.detach()), None  # what is written has rows too
         if key is not None:  # whose noise is that of a place in the whole
             rows, width = len(self.parameter), self.parameter.numel() // len(self.parameter)
             first = self.team.rank * -(-rows // self.team.size) * width
             index = torch.arange(first, first + mine.numel(), device=mine.device)
-        _, piece = self.team.held[self.parameter]
-        here(piece).copy_(rounded(mine, self.parameter.dtype, key, index))
+        return rounded(mine, self.parameter.dtype, key, index)
 
     @property
     def values(self) -> Tensor:
@@ -98,8 +96,6 @@ class Zero(Ddp):
 
     def join(self, device: str) -> Self:
         super().join(device)
-        # Parameters of which this process has its rows now (`Fsdp`): where they were, and the rows.
-        self.held: dict[nn.Parameter, tuple[Tensor, DTensor]] = {}
         self.mesh: DeviceMesh = init_device_mesh(torch.device(self.device).type, (self.size,))
         return self
 
