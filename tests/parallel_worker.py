@@ -13,7 +13,9 @@ import torch.distributed as dist
 
 from modicum.config import TrainConfig, from_mapping
 from modicum.engine.split import SplitEngine
+from modicum.models.precision import UNSCALED
 from modicum.parallel import Team, parse
+from modicum.parallel.zero import ShardedMaster
 from modicum.training import loop
 from modicum.types import UserError
 
@@ -27,10 +29,10 @@ def train(config: dict[str, Any], resume: bool = False) -> Any:
 
 def planted(config: dict[str, Any], at: int, what: str) -> Any:
     """A run in which process `at` is not as the others from its first step on."""
-    step = loop.optimizer_step
+    agree = loop.agree_trained  # which comes after a step
 
-    def wrong(session: Any, *given: Any) -> float:
-        norm = step(session, *given)
+    def wrong(session: Any, *given: Any) -> None:
+        agree(session, *given)
         if session.parallel.rank == at and what == "moments":
             state = next(iter(session.optimization.optimizer.state.values()))
             state["exp_avg"].add_(1e-3)
@@ -38,13 +40,12 @@ def planted(config: dict[str, Any], at: int, what: str) -> Any:
             with torch.no_grad():
                 next(iter(session.prepared.active.values())).add_(1e-3)
                 session.optimization.proof.check = lambda when, resting=True: "fine"
-        return norm
 
-    loop.optimizer_step = wrong
+    loop.agree_trained = wrong
     try:
         return train(config)
     finally:
-        loop.optimizer_step = step
+        loop.agree_trained = agree
 
 
 def short(config: dict[str, Any]) -> Any:
@@ -68,6 +69,37 @@ def short(config: dict[str, Any]) -> Any:
         SplitEngine.hidden = hidden  # type: ignore[method-assign]
 
 
+def weighed(config: dict[str, Any]) -> Any:
+    """Bytes of all parameters before a run's first step is taken, in it, and after the run."""
+    step, found, begun = loop.optimizer_step, list[int](), list[Any]()
+
+    def size() -> int:
+        return sum(p.untyped_storage().nbytes() for p in begun[0].policy.model.parameters())
+
+    def looked_at(session: Any, *given: Any) -> float:
+        begun.append(session)
+        found.extend([sum(p.nbytes for p in session.policy.model.parameters()), size()])
+        return step(session, *given)
+
+    loop.optimizer_step = looked_at
+    try:
+        train(config)
+    finally:
+        loop.optimizer_step = step
+    return [*found, size()]
+
+
+def written(values: list[list[float]]) -> Any:
+    """The rows in bf16 of this process, of a master with such values that is written in pieces."""
+    team: Any = parse("fsdp").join("cpu")
+    weight = torch.nn.Parameter(torch.tensor(values, dtype=torch.bfloat16))
+    master = ShardedMaster(weight, team, UNSCALED)
+    master.tensor = master.cut(torch.tensor(values))
+    master.place = torch.empty(0)
+    weight.data.untyped_storage().resize_(0)
+    return master.published((3, 7)).float().tolist()
+
+
 def asked(name: str) -> Any:
     """What a team of all processes answers."""
     team: Team = parse(name).join("cpu")
@@ -88,7 +120,9 @@ def asked(name: str) -> Any:
     }
 
 
-JOBS: dict[str, Job] = {"train": train, "planted": planted, "short": short, "asked": asked}
+JOBS: dict[str, Job] = {
+    job.__name__: job for job in (train, planted, short, weighed, written, asked)
+}
 
 
 def main() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -22,6 +23,7 @@ from safetensors.torch import load_file
 from helpers import QUICK, metrics_of
 from modicum import machine, runs
 from modicum.config import Held, Optimizer, Steps, TrainConfig
+from modicum.models.rounding import rounded
 from modicum.parallel import PARALLEL, parse
 from modicum.training.loop import train
 from modicum.types import UserError
@@ -70,15 +72,23 @@ class Crew:
 
     def hear(self) -> list[Any]:
         """The next line of every process."""
-        return [json.loads(process.stdout.readline()) for process in self.processes]  # type: ignore[union-attr]
+        return [self.answer(number) for number in range(len(self.processes))]
+
+    def answer(self, number: int) -> Any:
+        """The next line of a process."""
+        return json.loads(self.processes[number].stdout.readline())  # type: ignore[union-attr]
 
     def ask(self, job: str, **given: Any) -> list[Any]:
         """What every process answers to a job: {"found": ...} or {"error": ...}."""
+        self.send(job, **given)
+        return self.hear()
+
+    def send(self, job: str, **given: Any) -> None:
+        """Have every process begin a job."""
         for process in self.processes:
             assert process.stdin is not None
             process.stdin.write(json.dumps([job, given]) + "\n")
             process.stdin.flush()
-        return self.hear()
 
     def close(self) -> None:
         for process in self.processes:
@@ -173,6 +183,7 @@ SOME = [
     ("snr(every=2, window=2)", "grpo", {}, "auto"),
     ("last(1)", "ppo(warmup=1)", {}, "auto"),
     ("full", "grpo(kl=0.1)", {"updates_per_rollout": 2}, "zero"),
+    ("full", "grpo(kl=0.1)", {"updates_per_rollout": 2}, "fsdp"),
 ]
 
 
@@ -202,22 +213,30 @@ def test_every_update_trains_as_in_one_process(
     as_one(two, replace(run, update=update), tmp_path)
 
 
+WHY = {
+    "zero": "parallel: zero has masters in pieces, and this update",
+    "fsdp": "parallel: fsdp (has masters in pieces, and this update|divides layers whose own matri)",
+}
+
+
 @pytest.mark.slow
+@pytest.mark.parametrize("parallel", WHY)
 @pytest.mark.parametrize("update", FIRST)
 def test_every_update_trains_in_pieces_or_is_refused(
-    update: str, two: Crew, run: TrainConfig, tmp_path: Path
+    update: str, parallel: str, two: Crew, run: TrainConfig, tmp_path: Path
 ) -> None:
-    config = replace(run, update=update, compute=replace(run.compute, parallel="zero"))
+    config = replace(run, update=update, compute=replace(run.compute, parallel=parallel))
     (first, _) = two.ask("train", config=asdict(config))
     if "error" in first:
-        assert "zero has masters in pieces, and this update" in first["error"]
-        assert not update.startswith(("full", "last", "lora", "parts"))
+        assert re.search(WHY[parallel], first["error"])
+        assert not update.startswith(("full", "last", "parts"))
+        assert parallel == "fsdp" or not update.startswith("lora")
     else:
         as_one(two, replace(config, out=f"{config.out}-again"), tmp_path)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("parallel", ["auto", "zero"])
+@pytest.mark.parametrize("parallel", ["auto", "zero", "fsdp"])
 @pytest.mark.parametrize("dtype", ["bf16", "fp16"])
 def test_coarse_weights_are_rounded_alike(
     parallel: str, dtype: Any, two: Crew, run: TrainConfig, tmp_path: Path
@@ -226,10 +245,55 @@ def test_coarse_weights_are_rounded_alike(
     as_one(two, replace(run, compute=compute, steps=2), tmp_path, 2e-5)
 
 
-def test_pieces_are_refused_where_whole_tensors_are_needed(two: Crew, run: TrainConfig) -> None:
-    compute = replace(run.compute, parallel="zero")
-    for answer in two.ask("train", config=asdict(replace(run, update="galore", compute=compute))):
-        assert "zero has masters in pieces, and this update looks at whole" in answer["error"]
+@pytest.mark.parametrize(
+    ("parallel", "update", "why"),
+    [
+        ("zero", "galore", "zero has masters in pieces, and this update looks at whole"),
+        ("fsdp", "galore", "fsdp has masters in pieces, and this update looks at whole"),
+        ("fsdp", "lora(rank=2)", "none here; take zero or ddp (--quantise nf4 for what rests)"),
+        ("fsdp", "parts('norm')", "fsdp divides layers whose own matrices train"),
+    ],
+)
+def test_what_needs_whole_tensors_is_refused(
+    parallel: str, update: str, why: str, two: Crew, run: TrainConfig
+) -> None:
+    compute = replace(run.compute, parallel=parallel)
+    for answer in two.ask("train", config=asdict(replace(run, update=update, compute=compute))):
+        assert why in answer["error"]
+
+
+def test_layers_are_in_pieces_while_a_step_is_taken(two: Crew, run: TrainConfig) -> None:
+    compute = replace(run.compute, parallel="fsdp")
+    told = two.ask("weighed", config=asdict(replace(run, compute=compute, steps=1)))
+    for answer in told:
+        before, during, after = answer["found"]
+        # Of three layers, of 7,680 numbers each, the one that ran last is whole.
+        assert before == after and before - during == 2 * 4 * 7680
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("update", "more"),
+    [
+        ("full", {"checkpointing": True}),
+        ("full", {"engine": "library"}),
+        ("last(1)", {"quantise": "nf4"}),
+        ("lisa", {"dtype": "bf16"}),
+    ],
+)
+def test_layers_in_pieces_with_all_else(
+    update: str, more: Any, two: Crew, run: TrainConfig, tmp_path: Path
+) -> None:
+    compute = replace(run.compute, parallel="fsdp", **more)
+    as_one(two, replace(run, update=update, compute=compute), tmp_path, 2e-5)
+
+
+def test_a_piece_is_rounded_as_it_is_in_the_whole(two: Crew) -> None:
+    values = torch.linspace(-1, 1, 15).view(5, 3)
+    wanted = rounded(values, torch.bfloat16, (3, 7)).float().tolist()
+    first, second = (answer["found"] for answer in two.ask("written", values=values.tolist()))
+    assert first == wanted[:3] and second == wanted[3:]
+    assert wanted != values.bfloat16().float().tolist()  # not to nearest
 
 
 @pytest.mark.parametrize("name", sorted(PARALLEL.keys() - {"none"}))
@@ -255,7 +319,9 @@ def test_one_process_alone_answers_at_once() -> None:
     assert [team.owns(number) for number in range(3)] == [True] * 3
 
 
-@pytest.mark.parametrize("parallel", ["auto", pytest.param("zero", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "parallel", ["auto", *(pytest.param(name, marks=pytest.mark.slow) for name in WHY)]
+)
 def test_a_run_goes_on_in_another_number_of_processes(
     parallel: str, two: Crew, run: TrainConfig, tmp_path: Path
 ) -> None:
@@ -273,11 +339,19 @@ def test_a_run_goes_on_in_another_number_of_processes(
         torch.testing.assert_close(tensor, wanted[name], rtol=0, atol=1e-6)
 
 
-@pytest.mark.parametrize("what", ["moments", "weights"])
+@pytest.mark.parametrize(
+    ("what", "parallel"),
+    [
+        ("moments", "auto"),
+        ("weights", "auto"),
+        pytest.param("weights", "fsdp", marks=pytest.mark.slow),
+    ],
+)
 def test_a_process_that_is_not_as_the_others_stops_the_run(
-    what: str, two: Crew, run: TrainConfig
+    what: str, parallel: str, two: Crew, run: TrainConfig
 ) -> None:
-    told = two.ask("planted", config=asdict(run), at=1, what=what)
+    config = replace(run, compute=replace(run.compute, parallel=parallel))
+    told = two.ask("planted", config=asdict(config), at=1, what=what)
     start = {"moments": "optimizer/exp_avg/", "weights": "model."}[what]
     for answer in told:
         assert answer["error"].startswith(f"RunStopped: replica proof (first step): {start}")
@@ -315,6 +389,34 @@ def test_memory_that_runs_out_in_one_process_is_its_own_affair(
 
 
 @pytest.mark.slow
+def test_a_critic_shares_memory_with_layers_in_pieces(
+    two: Crew, run: TrainConfig, tmp_path: Path
+) -> None:
+    """Its own model's, and gives values when they are whole."""
+    config = replace(run, update="last(1)", objective="ppo(warmup=1, critic='last(1)')")
+    train(replace(config, out=str(tmp_path / "one")))
+    config = replace(config, compute=replace(run.compute, parallel="fsdp"))
+    told = two.ask("train", config=asdict(config))
+    assert all("found" in answer for answer in told), told
+    assert texts_of(Path(run.out)) == texts_of(tmp_path / "one")
+    wanted = values_of(tmp_path / "one")
+    for name, tensor in values_of(Path(run.out)).items():
+        torch.testing.assert_close(tensor, wanted[name], rtol=0, atol=1e-6)
+
+
+@pytest.mark.slow
+def test_memory_that_runs_out_with_layers_in_pieces_ends_the_run(run: TrainConfig) -> None:
+    """The others wait in a layer that the one that goes back does not come to."""
+    config = replace(run, compute=replace(run.compute, parallel="fsdp"))
+    for made in crew(2):
+        made.send("short", config=asdict(config))
+        second = made.answer(1)
+        assert "memory ran out in training with layers in pieces, where several" in second["error"]
+        made.processes[1].kill()
+        assert "process 0 ends, since another one of its run has ended" in made.answer(0)["error"]
+
+
+@pytest.mark.slow
 def test_a_curriculum_hears_of_all_groups(two: Crew, run: TrainConfig, tmp_path: Path) -> None:
     config = replace(run, curriculum="bandit", task="arithmetic(terms=(2, 3, 4))", steps=4)
     as_one(two, replace(config, reward=f"accuracy + {run.reward}"), tmp_path)
@@ -340,12 +442,21 @@ def test_a_reward_model_scores_where_the_group_is(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("update", ["full", "snr(every=2, window=2)", "sparse(keep=0.1)"])
+@pytest.mark.parametrize(
+    ("update", "parallel"),
+    [
+        ("full", "auto"),
+        ("snr(every=2, window=2)", "auto"),
+        ("sparse(keep=0.1)", "auto"),
+        ("last(1)", "fsdp"),
+    ],
+)
 def test_three_processes_train_as_one(
-    update: str, three: Crew, run: TrainConfig, tmp_path: Path
+    update: str, parallel: str, three: Crew, run: TrainConfig, tmp_path: Path
 ) -> None:
     batch = replace(run.batch, prompts_per_step=2)  # one has none
-    as_one(three, replace(run, update=update, batch=batch), tmp_path, 2e-6)
+    compute = replace(run.compute, parallel=parallel)
+    as_one(three, replace(run, update=update, batch=batch, compute=compute), tmp_path, 2e-6)
 
 
 def begun(folder: Path, model: Path, *args: str) -> list[subprocess.Popen[str]]:
@@ -371,8 +482,11 @@ def begun(folder: Path, model: Path, *args: str) -> list[subprocess.Popen[str]]:
 
 
 @pytest.mark.slow
-def test_a_process_that_dies_ends_the_others(folders: dict[str, Path], tmp_path: Path) -> None:
-    first, second = begun(tmp_path / "run", folders["qwen2"])
+@pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
+def test_a_process_that_dies_ends_the_others(
+    parallel: str, folders: dict[str, Path], tmp_path: Path
+) -> None:
+    first, second = begun(tmp_path / "run", folders["qwen2"], "--parallel", parallel)
     second.kill()
     second.communicate(timeout=LIMIT)
     _, err = first.communicate(timeout=LIMIT)

@@ -55,6 +55,16 @@ def test_masters_and_state_lie_in_pieces() -> None:
     assert part(found, "gradients") == part(plan("ddp"), "gradients") == 4 * TRAINED
 
 
+def test_layers_lie_in_pieces_in_training() -> None:
+    """The matrices of six layers are 159,744 numbers each; one layer is whole, or all are."""
+    shared, zero = plan("fsdp", update="full"), plan("zero", update="full")
+    phases = {phase.name: phase.parts for phase in shared.memory.phases}
+    assert phases["sampling"]["weights"] == part(zero, "weights") == 3_991_168
+    assert phases["training"]["weights"] == 3_991_168 - 4 * 159_744 * 6 // 2 + 4 * 159_744
+    assert part(zero, "gradients") == 4 * 997_760
+    assert part(shared, "gradients") == 4 * (997_760 - 159_744 * 6 // 2)
+
+
 def test_one_device_has_one_process() -> None:
     assert plan("zero", "24GB").ranks == 1
 
@@ -63,3 +73,8 @@ def test_one_device_has_one_process() -> None:
 def test_what_a_run_refuses_has_no_plan(update: str) -> None:
     with pytest.raises(UserError, match="masters in pieces"):
         plan("zero", update=update)
+
+
+def test_adapters_have_no_plan_with_layers_in_pieces() -> None:
+    with pytest.raises(UserError, match="fsdp divides layers whose own matrices train"):
+        plan("fsdp", update="lora(rank=2)")

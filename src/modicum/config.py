@@ -155,7 +155,7 @@ class Compute(Settings):
     sampler: str = fixed("local")
     """What draws completions, as an expression: this process, token by token."""
     parallel: str = digits("auto")
-    """How several processes train together: none, ddp, zero; auto is ddp under torchrun, else none."""
+    """How several processes train together: none, ddp, zero, fsdp; auto is ddp under torchrun, else none."""
     trunk_bytes: Natural = digits(2**30)
     """Most memory for states of frozen layers kept from sampling; past it they are run again."""
     checkpointing: bool | None = chosen(digits(None))

@@ -54,6 +54,7 @@ class Master:
         self, parameter: nn.Parameter, tensor: Tensor, scale: LossScale = UNSCALED
     ) -> None:
         self.parameter, self.scale = parameter, scale
+        self.place: Tensor = parameter  # where they are written
         self.tensor = tensor  # the numbers that move
         self.leaf = tensor  # the tensor of the optimizer that holds them
 
@@ -208,7 +209,7 @@ class Masters:
             places: list[Tensor] = [master.parameter for master in plain.values()]
             torch._foreach_copy_(places, [master.tensor for master in plain.values()])
         for name in [name for name in held if name not in plain]:  # in one order everywhere
-            held[name].parameter.copy_(self.published(name))
+            held[name].place.copy_(self.published(name))
 
 
 class Within(SparseMaster):

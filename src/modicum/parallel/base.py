@@ -1,11 +1,11 @@
 """What a run asks of the processes that it is made of; `Team` is one alone, and answers at once."""
 
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Self, TypeVar
 
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from modicum.models.precision import Masters
@@ -67,6 +67,14 @@ class Team(Named, AbstractContextManager["Team"]):
     def reduce(self, optimizer: Optimizer) -> None:
         """Make the gradients that an optimizer steps by sums over all processes."""
 
+    def divided(self, prepared: Prepared, masters: Masters) -> AbstractContextManager[None]:
+        """In here gradients are made and the optimizer steps, with what is `apart` in pieces."""
+        return nullcontext()
+
+    def apart(self, prepared: Prepared) -> dict[nn.Module, list[nn.Parameter]]:
+        """Tensors by the layer in which processes meet, each time that it runs."""
+        return {}
+
     def prove(self, when: str, of: Callable[[], Mapping[str, Tensor]]) -> str:
         """Say that the tensors `of` gives are alike in all processes; RunStopped with one that is not."""
         return ""
@@ -80,6 +88,11 @@ class Team(Named, AbstractContextManager["Team"]):
     def mine(self, rows: Sequence[Row]) -> list[Row]:
         """The rows of the groups of this process."""
         return [row for row in rows if self.owns(row.group)]
+
+    def micro_batches(self, rows: Sequence[Row], size: int) -> list[list[Row]]:
+        """Those rows, `size` at a time; an empty part is one that others have and all must run."""
+        mine = self.mine(rows)
+        return [mine[at : at + size] for at in range(0, len(mine), size)]
 
     def each(self, groups: Sequence[int], work: Callable[[int], T]) -> list[T]:
         """What `work` gives for every place, called in rising order where the group there is."""

@@ -32,6 +32,8 @@ def together() -> Iterator[None]:
     """In here all processes meet; RunStopped where another has ended or does not come."""
     try:
         yield
+    except torch.OutOfMemoryError:
+        raise
     except RuntimeError as error:
         rank, why = os.environ.get("RANK", "?"), f"{error}".splitlines()[0][:160]
         raise RunStopped(

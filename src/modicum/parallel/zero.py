@@ -16,6 +16,7 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.tensor import DTensor, Partial, Shard, distribute_tensor
 
 from modicum.models.precision import LossScale, Master, Masters
+from modicum.models.rounding import Key, rounded
 from modicum.parallel.ddp import Ddp, together
 from modicum.types import UserError
 from modicum.updates.base import Prepared
@@ -46,6 +47,16 @@ class ShardedMaster(Master):
             self.tensor.grad = self.team.part(gradient.float())
         else:
             here(self.tensor.grad).add_(gradient)
+
+    def published(self, key: Key | None) -> Tensor:
+        if self.place is self.parameter:
+            return super().published(key)
+        mine, index = here(self.tensor.detach()), None  # what is written has rows too
+        if key is not None:  # whose noise is that of a place in the whole
+            rows, width = len(self.parameter), self.parameter.numel() // len(self.parameter)
+            first = self.team.rank * -(-rows // self.team.size) * width
+            index = torch.arange(first, first + mine.numel(), device=mine.device)
+        return rounded(mine, self.parameter.dtype, key, index)
 
     @property
     def values(self) -> Tensor:
@@ -94,7 +105,7 @@ class Zero(Ddp):
         if not (whole and prepared.rule.by_entry and schedule.piecewise):
             why = "looks at whole tensors, trains entries or sends state away"
             raise UserError(
-                f"parallel: zero has masters in pieces, and this update {why}; take ddp"
+                f"parallel: {self} has masters in pieces, and this update {why}; take ddp"
             )
 
     def masters(self, prepared: Prepared, *given: Any) -> Masters:

@@ -18,6 +18,7 @@ from modicum.engine import samplers
 from modicum.models.decoder import view
 from modicum.models.four_bit import numbers
 from modicum.models.load import DTYPES
+from modicum.parallel import Team
 from modicum.parts import RunParts, require_group
 from modicum.plan.live import fullest, peaks, tops
 from modicum.plan.shapes import Lengths, config_of, num_bytes, prepare
@@ -35,6 +36,7 @@ BF16_KERNELS = 110 * 2**20  # that oneDNN compiles and keeps for products in bf1
 TOKENIZER = 1024  # bytes of the host for each token of the vocabulary
 # Of what lives, where the heap is not gone through; more than in all rows of benchmarks/plan.py.
 ROUGH_HOLES = 0.6
+DIVIDED = ("training", "optimizer step")  # when layers lie in pieces, if ever
 LASTING = ("optimizer", "masters", "schedule")
 # By how much the heap grows further, as a share of what comes and goes: later passes are of other
 # lengths and find the holes of the first too small, the more so where a step has several
@@ -84,6 +86,7 @@ class Subject:
     critic: Prepared | None = None  # the model of a critic that has one of its own
     judge: rewards.Learned | None = None  # a learned reward
     pieces: int = 1  # in which masters and optimizer state lie, one a process
+    apart: Any = Team().apart  # of a prepared model what lies in pieces in training, by layer
     known: dict[Any, Memory] = field(default_factory=dict)  # what was estimated
     parts: RunParts = field(default_factory=RunParts)  # objects in the place of expressions
 
@@ -184,6 +187,8 @@ def _of_set(
     if device == "cpu":
         libraries += TOKENIZER * subject.config.get_text_config().vocab_size
         libraries += BF16_KERNELS if config.compute.dtype != "fp32" else 0
+    sizes = [num_bytes(tensors) for tensors in subject.apart(subject.prepared).values()]
+    away = max(0, sum(sizes) - sum(sizes) // subject.pieces - max([0, *sizes]))  # one is whole
     batch = config.batch
     several = batch.micro_batch < batch.prompts_per_step * batch.group_size
     later = LATER_PARTS if several else LATER_PASSES
@@ -196,6 +201,7 @@ def _of_set(
             top, lasting = grown.get(name, 0), sum(moving.get(part, 0) for part in LASTING)
             unused = max(0, round(top - live + later * (top - lasting)))
         parts = {**static, **moving, "allocator": unused, "libraries": libraries}
+        parts["weights"] -= away * (name in DIVIDED)
         phases.append(Phase(name, {part: size for part, size in parts.items() if size}))
     return Memory(tuple(phases))
 
@@ -234,7 +240,8 @@ def _traced(
     """What lives by phase and part; on a CPU what the heap grew to, which takes all layers."""
     prepared, layers = subject.prepared, subject.layers
     held = _held(subject, config, device)
-    given = (prepared, config, lengths, device, subject.objective, subject.pieces)
+    apart = [tensor for of in subject.apart(prepared).values() for tensor in of]
+    given = (prepared, config, lengths, device, subject.objective, subject.pieces, apart)
     splits = config.compute.engine != "library" and view(prepared.model) is not None
     found = stretches(prepared, layers) if splits and not (exact and device == "cpu") else []
     counts = fewest(found)

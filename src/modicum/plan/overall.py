@@ -104,7 +104,8 @@ def make(
     team = parallel.parse(config.compute.parallel)
     ranks = machine.count if team.several else 1
     config = shared(config, ranks)
-    subject = replace(Subject.of(config), pieces=ranks if team.in_pieces else 1)
+    subject = Subject.of(config)
+    subject = replace(subject, pieces=ranks if team.in_pieces else 1, apart=team.apart)
     team.masters_fit(subject.prepared)
     config, chosen = sizes.settle(config, machine=machine, prompt=prompt, subject=subject)
     given = lengths or lengths_of(config, prompt)

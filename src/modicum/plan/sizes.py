@@ -207,7 +207,7 @@ def advice(config: TrainConfig, machine: Machine, lengths: Lengths, subject: Sub
         now = changed(config, **more)
         of = subject
         if more:
-            of = replace(Subject.of(now, subject.parts), pieces=subject.pieces)
+            of = replace(Subject.of(now, subject.parts), pieces=subject.pieces, apart=subject.apart)
         if last != 1 and not fixed and (least := floor(of, now, machine.device)) > room:
             return "", least
         made, memory = search(now, lengths, machine, ADVISED, of)

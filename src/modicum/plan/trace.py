@@ -4,7 +4,7 @@ The engine's own code runs. Done by hand: the sampling loop, of which the first 
 are run (between them only the cache would fill), and what the optimizer keeps.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from copy import copy
 from itertools import cycle
 from typing import Any, NamedTuple
@@ -53,8 +53,10 @@ class Trace:
         on: str,
         goal: Objective,
         pieces: int = 1,
+        apart: Collection[Tensor] = (),
     ) -> None:
-        """`pieces`: in so many masters lie, one a process."""
+        """`pieces`: in so many masters lie, one a process, and in training what is `apart`."""
+        self.apart = {*apart}
         self.prepared, self.config, self.lengths, self.pieces = prepared, config, lengths, pieces
         self.live, self.hooks = Live(varlen=on == "cuda"), list[Any]()
         # Room for later tokens that is never written to is not resident on a CPU.
@@ -92,7 +94,11 @@ class Trace:
         def tell(parameter: Tensor) -> None:
             if parameter.grad is not None:
                 live.recount(parameter.grad, "gradients")
+                if parameter in self.apart:  # summed as it is made, of which a piece stays
+                    whole, parameter.grad = parameter.grad.float(), None
+                    rows.append(self._hold("gradients", 4 * whole.numel() // self.pieces))
 
+        rows: list[Tensor] = []
         self.hooks = [p.register_post_accumulate_grad_hook(tell) for p in self.active.values()]
         parts = -(-batch.prompts_per_step * batch.group_size // batch.micro_batch)
         with live:
@@ -116,7 +122,7 @@ class Trace:
                 self._hold("step", held.step)
             for master in masters.held.values():
                 master.tensor.grad = master.parameter.grad = None
-            del trunks, copies
+            del trunks, copies, rows[:]
             self.others = None
             with live.phase("training"):
                 live.again(began, ended)

@@ -260,11 +260,12 @@ def _update(session: Session, batch: Batch, note: Callable[[str], None]) -> dict
     for number in range(session.config.batch.updates_per_rollout):
         given = session.present_rate
         heard: list[Heard] = []
-        sums = backward(session, batch, references, heard)
-        if number == 0:
-            agree_trained(session, heard)
-        norm = optimizer_step(session, sums["loss"], batch.has_signal)
+        with session.parallel.divided(session.prepared, session.optimization.masters):
+            sums = backward(session, batch, references, heard)
+            norm = optimizer_step(session, sums["loss"], batch.has_signal)
         session.policy.follow(session.prepared)
+        if number == 0:  # now that layers are whole, should it ask how much they round
+            agree_trained(session, heard)
         first = session.counters.optimizer_steps == 1 and given and heard
         if first and (told := rate.far_off(session, heard, given)):
             note(told)

@@ -199,9 +199,11 @@ def backward(
             heard.clear()
 
     def undo() -> None:
-        if by_group and team.size > 1:  # the others have been told of groups
+        # Others have been told of groups, or wait in a layer.
+        if team.size > 1 and (by_group or team.apart(session.prepared)):
+            what = "group by group" if by_group else "with layers in pieces"
             how = "where several processes cannot go back: a smaller --micro-batch takes less"
-            raise UserError(f"memory ran out in training group by group, {how}")
+            raise UserError(f"memory ran out in training {what}, {how}")
         anew()
 
     work = partial(_backward, session, batch, references, heard)
@@ -245,11 +247,12 @@ def _backward(
     who = session.policy, session.prepared, session.objective
     sums, total = Sums(loss=0.0, tokens=0.0), dict[str, Tensor]()
     for group, part in _of_groups(batch) if by_group else [(-1, batch)]:
-        rows = session.parallel.mine(part.rows)
-        for number, start in enumerate(range(0, len(rows), size)):
-            some, known = rows[start : start + size], references.get((group, number))
-            given = some, counts, sampling, sums, known, heard, held.masters.scale.value
-            found = forward_backward(*who, *given)
+        for number, some in enumerate(session.parallel.micro_batches(part.rows, size)):
+            known = references.get((group, number))
+            told = (sums, known, heard, held.masters.scale.value)
+            if not some:  # any row, which counts for nothing
+                some, told = part.rows[:1], (None, known, None, 0.0)
+            found = forward_backward(*who, some, counts, sampling, *told)
             if found is not None:
                 references[group, number] = found
             held.masters.collect()
