@@ -5,10 +5,8 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -18,15 +16,13 @@ from torch import nn
 from conftest import random_model
 from helpers import ENDED
 from modicum.config import Compute, Held, Optimizer, Records, Sampling, Steps, TrainConfig, to_toml
-from modicum.engine import logprobs
 from modicum.models.attention import Packed, ScoreRule
 from modicum.models.load import TINY
 from modicum.plan import check, hardware, sizes
 from modicum.plan.heap import Heap
-from modicum.plan.live import Live, fullest, peaks, without_data
+from modicum.plan.live import Live, peaks, without_data
 from modicum.plan.memory import Memory, estimate
 from modicum.plan.shapes import Lengths, config_of, generous_bound, prompt_tokens, skeleton
-from modicum.plan.thin import repeated
 from modicum.types import UserError
 
 LAYER, NUMBERS = 160_256, 282 * 128 + 2 * 160_256 + 128  # of the tiny base, with two layers
@@ -72,7 +68,7 @@ def test_what_lives_is_counted_when_it_is_fullest() -> None:
             del a, view
         with live.phase("two"):
             d = torch.cat([c, c])  # 40 + 80
-    assert fullest(peaks(live)) == {
+    assert peaks(live) == {
         "one": {"other": 4040, "second": 4000},
         "two": {"other": 120},
     }
@@ -84,7 +80,7 @@ def test_what_was_made_is_recounted_from_its_start() -> None:
     with live, live.phase("all"):
         made = torch.empty(10)
         live.recount(made, "cache")
-    assert fullest(peaks(live)) == {"all": {"cache": 40}}
+    assert peaks(live) == {"all": {"cache": 40}}
 
 
 def test_a_model_without_data_keeps_what_autograd_keeps() -> None:
@@ -99,7 +95,7 @@ def test_a_model_without_data_keeps_what_autograd_keeps() -> None:
         out = model(torch.empty(5, 8))
     # x, the first layer's result (no graph, dropped), ReLU's result (kept for the second
     # layer's gradient) and the output; in between x, the first result and ReLU's.
-    assert sum(fullest(peaks(live))["forward"].values()) == 3 * 5 * 8 * 4
+    assert sum(peaks(live)["forward"].values()) == 3 * 5 * 8 * 4
     assert out.shape == (5, 8)
 
 
@@ -115,7 +111,7 @@ def test_attention_of_a_gpu_keeps_no_padding() -> None:
                 out = plan.attend(0, q, k, v, ScoreRule(1.0, None, None))
             out.sum().backward()
         assert q.grad is not None and q.grad.shape == q.shape
-        return fullest(peaks(live))["attention"]["made"]
+        return peaks(live)["attention"]["made"]
 
     # Keys and values of 2 heads, the output of 4, and in fp32 a number for each of its queries.
     assert made(True) == 2 * 8 * (2 * 20 * 2 + 14 * 4) + 4 * 14 * 4
@@ -180,36 +176,11 @@ def test_passes_repeat_and_gradients_are_added_to() -> None:
         with live.phase("step"):
             b = torch.empty(10)
     # In the second pass the first gradients are there, the new ones only for a moment.
-    assert fullest(peaks(live)) == {
+    assert peaks(live) == {
         "training": {"other": 400, "gradients": 400},
         "step": {"gradients": 200, "other": 40},
     }
     assert (len(g), len(b)) == (50, 10)
-
-
-def test_parts_of_the_head_that_are_alike_run_twice(monkeypatch: pytest.MonkeyPatch) -> None:
-    """23 tokens in parts of 4: the third, fourth and fifth do what the second did."""
-    monkeypatch.setattr(logprobs, "CHUNK_BYTES", 4 * 50 * 4)
-    weight = torch.empty(50, 8, device="meta", requires_grad=True)
-    runs: dict[bool, list[int]] = {False: [], True: []}
-    found = {}
-    for again, lengths in runs.items():
-
-        def logits(hidden: torch.Tensor, lengths: list[int] = lengths) -> torch.Tensor:
-            lengths.append(len(hidden))
-            return hidden @ weight.T
-
-        scorer: Any = SimpleNamespace(vocabulary=50, logits=logits, on_cuda=False)
-        live, tokens = Live(), torch.zeros(23, dtype=torch.long)
-        context = repeated(live) if again else nullcontext()
-        with live, live.phase("head"), context:
-            hidden = torch.empty(23, 8, device="meta", requires_grad=True)
-            given = (scorer, hidden * 2, tokens, Sampling())
-            logprobs.backward(*given, lambda logprob, _: logprob.sum())
-        found[again] = fullest(peaks(live))
-        weight.grad = None
-    assert runs == {False: [4, 4, 4, 4, 4, 3], True: [4, 4, 3]}
-    assert found[True] == found[False]
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,7 @@ import pytest
 from modicum import recipes, runs
 from modicum.config import Compute, Held, Sampling, Steps, TrainConfig
 from modicum.parts import RunParts
-from modicum.plan import hardware, memory, sizes
+from modicum.plan import hardware, sizes
 from modicum.plan.hardware import GIB, Machine
 from modicum.plan.memory import Memory, Phase, Subject, estimate
 from modicum.plan.shapes import Lengths
@@ -181,37 +181,6 @@ def test_an_object_in_the_place_of_an_update_is_planned_for(monkeypatch: Any) ->
     config = replace(TrainConfig(), update="given('mine')", evaluation=Held(0))
     found, _ = settle(config, parts)
     assert 1 <= found.batch.micro_batch <= 64
-
-
-@pytest.mark.parametrize(
-    ("update", "rest"),
-    [
-        ("full", {}),
-        ("full", {"checkpointing": True}),
-        ("last(2)", {}),
-        pytest.param("lora(rank=4)", {"dtype": "bf16"}, marks=pytest.mark.slow),
-        pytest.param("middle(2)", {}, marks=pytest.mark.slow),
-        pytest.param("sparse(keep=0.05)", {"dtype": "bf16"}, marks=pytest.mark.slow),
-        pytest.param("galore(rank=4)", {"dtype": "bf16"}, marks=pytest.mark.slow),
-        pytest.param("badam(every=1)", {}, marks=pytest.mark.slow),
-        pytest.param("pissa", {}, marks=pytest.mark.slow),
-    ],
-)
-def test_few_layers_give_the_plan_of_all(
-    update: str, rest: dict[str, Any], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    config = TrainConfig(
-        update=update,
-        objective="grpo(kl=0.1)",
-        sampling=Sampling(max_tokens=16),
-        batch=Steps(4, 4, micro_batch=8, rollout_batch=16),
-        compute=Compute(**{"checkpointing": False, **rest}),
-        evaluation=Held(8, 2),
-    )
-    subject = Subject.of(config)
-    thin = estimate(config, LENGTHS, "cuda", subject)
-    monkeypatch.setattr(memory, "stretches", lambda *_: [])
-    assert thin == estimate(config, LENGTHS, "cuda", subject)
 
 
 CARDS = {

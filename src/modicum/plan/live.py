@@ -24,10 +24,6 @@ META = torch.device("meta")
 TORCH_ATTENTION = F.scaled_dot_product_attention
 FLASH: Any = flash
 OF_GPUS = flash.varlen, flash.fits
-# Which pass through the layers, and which of them (`plan.thin`); None: before the first, (): after.
-Place = tuple[int, tuple[Any, ...] | None]
-# Bytes by category at the fullest moment of each place of each phase.
-Peaks = dict[tuple[str, Place], dict[str, int]]
 _SHAPES: dict[Any, tuple[Any, list[Any]] | None] = {}  # of what operations give
 
 
@@ -37,7 +33,6 @@ class Event(NamedTuple):
     storage: int | None
     size: int
     phase: str
-    place: Place
     growing: bool = False  # whether it happens while autograd's graph grows
 
 
@@ -86,9 +81,6 @@ class Live(TorchDispatchMode):
         self._living: dict[int, tuple[int, int, weakref.ref[Any]]] = {}
         # As what is counted what is made now; whether autograd's graph grows.
         self.counted, self.growing, self._phase = "other", False, ""
-        # Forwards through the layers so far; where the present one is; whether one runs back.
-        self.passes, self.layer, self.backward = 0, -1, False
-        self.place: Place = (0, None)
 
     def __enter__(self) -> Any:
         F.scaled_dot_product_attention = _attention
@@ -124,14 +116,8 @@ class Live(TorchDispatchMode):
 
     def phase(self, name: str) -> AbstractContextManager[None]:
         """A stretch, from now on, whose fullest moment is asked for."""
-        self.next_pass()
-        self.events.append(Event(None, 0, name, self.place))
+        self.events.append(Event(None, 0, name))
         return meanwhile(self, _phase=name)
-
-    def next_pass(self, backward: bool = False) -> None:
-        """What is held from now on follows other layers than before."""
-        self.passes, self.layer, self.backward = self.passes + 1, -1, backward
-        self.place = (self.passes, None)
 
     def category(self, name: str) -> AbstractContextManager[None]:
         """What is made meanwhile is counted as `name`."""
@@ -142,68 +128,56 @@ class Live(TorchDispatchMode):
         if (known := self._living.get(_key(tensor))) is not None:
             self.categories[known[0]] = category
 
-    def again(self, start: int, stop: int, passing: str = "", here: bool = False) -> None:
-        """Let what happened from event `start` to `stop` happen once more, `here` or in a later pass.
+    def again(self, start: int, stop: int, passing: str = "") -> None:
+        """Let what happened from event `start` to `stop` happen once more.
 
         What is still there at the end is dropped. Of the category `passing`, what is made is
         dropped at once: it was added to what is there already."""
         numbers: dict[int, int] = {}
         left: dict[int, int] = {}
-        later = 0 if here else self.passes + 1
-        for old, size, phase, (at, layer), growing in self.events[start:stop]:
-            self.passes, place = later + at, (later + at, layer)
-            if old is None:
-                self.events.append(Event(None, size, phase, place, growing))
-            elif size > 0:
-                numbers[old] = number = len(self.categories)
-                self.categories.append(self.categories[old])
-                self.events.append(Event(number, size, phase, place, growing))
-                left[number] = size
-                if self.categories[old] == passing:
-                    self.events.append(Event(number, -left.pop(number), phase, place, growing))
-            elif (number := numbers.get(old, -1)) in left:
-                self.events.append(Event(number, -left.pop(number), phase, place, growing))
-        self.events += [Event(n, -size, self._phase, self.place) for n, size in left.items()]
+        for event in self.events[start:stop]:
+            if event.storage is None:
+                self.events.append(event)
+            elif event.size > 0:
+                numbers[event.storage] = number = len(self.categories)
+                self.categories.append(self.categories[event.storage])
+                self.events.append(event._replace(storage=number))
+                left[number] = event.size
+                if self.categories[number] == passing:
+                    self.events.append(event._replace(storage=number, size=-left.pop(number)))
+            elif (number := numbers.get(event.storage, -1)) in left:
+                self.events.append(event._replace(storage=number, size=-left.pop(number)))
+        self.events += [Event(number, -size, self._phase) for number, size in left.items()]
 
     def _add(self, tensor: Tensor, key: int) -> None:
         storage, number = tensor.untyped_storage(), len(self.categories)
         size = storage.nbytes()
         self._living[key] = (number, size, weakref.ref(storage, lambda _: self._drop(key)))
         self.categories.append(self.counted)
-        self.events.append(Event(number, size, self._phase, self.place, self.growing))
+        self.events.append(Event(number, size, self._phase, self.growing))
 
     def _drop(self, key: int) -> None:
         number, size, _ = self._living.pop(key)
-        self.events.append(Event(number, -size, self._phase, self.place, self.growing))
+        self.events.append(Event(number, -size, self._phase, self.growing))
 
 
-def peaks(live: Live) -> Peaks:
-    """The fullest moments, phases in order."""
-    most: dict[tuple[str, Place], tuple[int, int]] = {}  # bytes, and when that was
+def peaks(live: Live) -> dict[str, dict[str, int]]:
+    """Bytes by category at the fullest moment of each phase, phases in order."""
+    most: dict[str, tuple[int, int]] = {}  # bytes, and when that was
     total = 0
     for index, event in enumerate(live.events):
         total += event.size
-        at = event.phase, event.place
-        if event.phase and total >= most.get(at, (0, 0))[0]:
-            most[at] = total, index
-    found: Peaks = {at: {} for at in most}
+        if event.phase and total >= most.get(event.phase, (0, 0))[0]:
+            most[event.phase] = total, index
+    found: dict[str, dict[str, int]] = {phase: {} for phase in most}
     held: Counter[str] = Counter()
-    moments = {index: at for at, (_, index) in most.items()}
+    moments = {index: phase for phase, (_, index) in most.items()}
     for index, event in enumerate(live.events):
         if event.storage is not None:
             held[live.categories[event.storage]] += event.size
         if index in moments:
             found[moments[index]] = {name: size for name, size in held.items() if size}
     return found
-
-
-def fullest(found: Peaks) -> dict[str, dict[str, int]]:
-    """Of every phase the place that is fullest."""
-    most: dict[str, dict[str, int]] = {}
-    for (phase, _), parts in found.items():
-        if sum(parts.values()) >= sum(most.get(phase, {}).values()):
-            most[phase] = parts
-    return most
 
 
 def tops(live: Live) -> dict[str, int]:

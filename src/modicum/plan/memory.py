@@ -20,9 +20,8 @@ from modicum.models.four_bit import numbers
 from modicum.models.load import DTYPES
 from modicum.parallel import Team
 from modicum.parts import RunParts, require_group
-from modicum.plan.live import fullest, peaks, tops
+from modicum.plan.live import peaks, tops
 from modicum.plan.shapes import Lengths, config_of, num_bytes, prepare
-from modicum.plan.thin import fewest, stretches, thinned, whole
 from modicum.plan.trace import ResidentBytes, Trace
 from modicum.types import Problem
 from modicum.updates.base import Prepared
@@ -237,25 +236,14 @@ def _critic(subject: Subject, config: TrainConfig, lengths: Lengths, on: str) ->
 def _traced(
     subject: Subject, config: TrainConfig, lengths: Lengths, device: str, exact: bool
 ) -> tuple[dict[str, dict[str, int]], dict[str, int] | None]:
-    """What lives by phase and part; on a CPU what the heap grew to, which takes all layers."""
-    prepared, layers = subject.prepared, subject.layers
-    held = _held(subject, config, device)
+    """What lives by phase and part, and what a CPU's heap grew to, if that is gone through."""
+    prepared = subject.prepared
     apart = [tensor for of in subject.apart(prepared).values() for tensor in of]
     given = (prepared, config, lengths, device, subject.objective, subject.pieces, apart)
-    splits = config.compute.engine != "library" and view(prepared.model) is not None
-    found = stretches(prepared, layers) if splits and not (exact and device == "cpu") else []
-    counts = fewest(found)
-    if not found or layers <= sum(s.period * n for s, n in zip(found, counts[0], strict=True)):
-        trace = Trace(*given)
-        trace.run(held)
-        return fullest(peaks(trace.live)), tops(trace.live) if device == "cpu" else {}
-    traces = []
-    for of in counts:
-        trace = Trace(*given)
-        with thinned(prepared, found, of, trace.live) as kept:
-            trace.run(held, kept)
-        traces.append(peaks(trace.live))
-    return fullest(whole(traces, counts, found)), None if device == "cpu" else {}
+    trace = Trace(*given)
+    trace.run(_held(subject, config, device))
+    through = tops(trace.live) if exact else None
+    return peaks(trace.live), through if device == "cpu" else {}
 
 
 def _held(subject: Subject, config: TrainConfig, device: str) -> ResidentBytes:

@@ -24,10 +24,8 @@ from modicum.models.precision import Master, Masters, is_coarse, loses_steps
 from modicum.objectives.base import Counts, Objective
 from modicum.plan.live import META, Live, without_data
 from modicum.plan.shapes import Lengths, cache_numbers
-from modicum.plan.thin import repeated
 from modicum.types import Row
 from modicum.updates.base import Prepared
-from modicum.updates.layout import layer_of
 
 CPU = torch.device("cpu")
 MOST_PARTS = 3  # micro-batches of a step that are gone through; more leave no other holes
@@ -68,15 +66,9 @@ class Trace:
             prepared.keep_reference()
         self.others: Tensor | None = None
 
-    def run(self, held: ResidentBytes, layers: Sequence[int] | None = None) -> None:
-        """Set-up, evaluation and two steps: sampling, micro-batches, and the optimizer's step.
-
-        `layers` are those that the model has here, if not all."""
+    def run(self, held: ResidentBytes) -> None:
+        """Set-up, evaluation and two steps: sampling, micro-batches, and the optimizer's step."""
         lowest, self.active = self.prepared.lowest_layer, self.prepared.active
-        if layers is not None:
-            there = {id(p) for p in self.prepared.model.parameters()}
-            self.active = {n: p for n, p in self.active.items() if id(p) in there}
-            lowest = lowest if lowest < 0 else sum(n < lowest for n in layers)
         with Live(self.live.varlen):  # a library's forward is tried out
             self.engine: Engine = make(self.prepared.model, CPU, lowest, self.config.compute)
         self.engine.device, self.engine.on_cuda = CPU, not self.on_host  # indices are on the CPU
@@ -175,12 +167,10 @@ class Trace:
     @torch.no_grad()
     def _sample(self, count: int, group_size: int, keep: bool) -> list[Trunk | None]:
         settings, longest = self.config.sampling, self.lengths.longest
-        self.live.next_pass()
         with self.live.category("activations"):
             decoding = self.engine.decode(self.lengths.prompts(count), group_size, self.room, keep)
             self._recount(decoding)
             drawn = self._draw(decoding.logits_BV, settings)
-            self.live.next_pass()
             if longest > 1:
                 decoding.skip_to(longest - 2)
                 self._recount(decoding)  # its room may have grown
@@ -224,14 +214,11 @@ class Trace:
         policy = Policy(self.prepared.model, None, (), CPU, *both)
         tokens = sum(len(row.tokens) for row in rows)
         counts = Counts(len(rows), tokens, config.sampling.max_tokens)
-        with live.phase("training"), live.category("activations"), repeated(live):
+        with live.phase("training"), live.category("activations"):
             given = (policy, self.prepared, self.objective)
             forward_backward(*given, rows, counts, config.sampling, None)
-            live.next_pass()
             with live.category("gradients"):
-                for name, master in masters.held.items():
-                    if layer_of(name) is not None:
-                        live.place = (live.passes, ())  # what layers add comes from here on
+                for master in masters.held.values():
                     master.collect()
             for master in masters.held.values():
                 if master.tensor.grad is not None:
@@ -264,7 +251,6 @@ def watched(engine: Engine, live: Live) -> Engine:
 
     def back(_: Tensor) -> None:
         live.counted = "activations"
-        live.next_pass(backward=True)
 
     made = copy(engine)
     vars(made).update(trunk=trunk, hidden=hidden)
