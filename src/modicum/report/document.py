@@ -5,12 +5,12 @@ A text may hold `code` in backticks. What a model wrote stands in `Sample`s alon
 
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, NamedTuple, dataclass_transform
+from typing import Any, NamedTuple
 
 from modicum.report.style import Figure as Drawing
 from modicum.report.words import NONE, filled, printable, say
 from modicum.runs import flat
+from modicum.types import Frozen
 
 LETTERS_SHOWN = 1500  # of a question, a completion, a setting
 COLUMNS_SHOWN = 4  # runs side by side; more are rows
@@ -19,12 +19,8 @@ Draw = Callable[[bool], Drawing]
 Measures = Sequence[tuple[str, Sequence[str]]]  # name -> a text for each run
 
 
-@dataclass_transform(frozen_default=True)
-class Piece:
-    """A block of a section, a frozen dataclass; some hold further ones, as `parts`."""
-
-    def __init_subclass__(cls) -> None:
-        dataclass(frozen=True)(cls)
+class Piece(Frozen):
+    """A block of a section; some hold further ones, as `parts`."""
 
 
 class Text(Piece):

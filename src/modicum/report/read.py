@@ -6,7 +6,7 @@ Only `config.toml` and `metrics.jsonl` must be there: a run that still goes on h
 import itertools
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from functools import cached_property
 from itertools import groupby
 from pathlib import Path
@@ -18,7 +18,7 @@ from modicum.config import read_toml
 from modicum.results import Column, RunResult, fill
 from modicum.runs import numbered, open_run, read_object
 from modicum.spec import check
-from modicum.types import UserError
+from modicum.types import Frozen, UserError
 
 T = TypeVar("T")
 Columns = Mapping[str, Column]
@@ -28,8 +28,7 @@ BINS = 5  # of difficulty, where there are more levels
 Rows = list[tuple[str, dict[str, float]]]  # name -> accuracy by level of difficulty
 
 
-@dataclass(frozen=True)
-class LoggedSample:
+class LoggedSample(Frozen):
     """One completion of training and its reward; `scores` holds the reward's terms."""
 
     step: int
@@ -41,8 +40,7 @@ class LoggedSample:
     logged: Mapping[str, Any] = field(default_factory=dict)
 
 
-@dataclass(frozen=True)
-class HeldCompletion:
+class HeldCompletion(Frozen):
     """One graded completion of a held-out problem; `sample` is 0, 1, ... or "greedy"."""
 
     id: str
@@ -63,8 +61,7 @@ class HeldCompletion:
         return f"{verdict}, {self.num_tokens} tokens{end}"
 
 
-@dataclass(frozen=True)
-class RunRecord:
+class RunRecord(Frozen):
     """One run folder; `metrics` has columns of one length by step, NaN where a step did not log it."""
 
     folder: Path

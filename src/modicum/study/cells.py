@@ -8,7 +8,7 @@ length may enter its schedule.
 import math
 import statistics
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from modicum.config import Held, read_toml
@@ -20,15 +20,14 @@ from modicum.study import design
 from modicum.study.cell import RESULT, SECONDS, Cell, failure
 from modicum.study.design import PlannedArm, Study
 from modicum.study.launch import Bench
-from modicum.types import UserError
+from modicum.types import Frozen, UserError
 
 PROBE_STEPS = 4
 COUNTED = {"tokens": "generated_tokens"}  # what a run calls what it spent of a unit
 START_SECONDS = 1.5  # of a process and its model
 
 
-@dataclass(frozen=True)
-class Choice:
+class Choice(Frozen):
     """The rate that an arm trains with, and how it was found, as `tuning.json` holds it."""
 
     learning_rate: float = 0.0
@@ -179,8 +178,7 @@ def check_arms(study: Study) -> None:
             raise UserError(f"the arms {other} and {arm.name} {why}")
 
 
-@dataclass(frozen=True)
-class CostEstimate:
+class CostEstimate(Frozen):
     """Of a whole study, before it is run."""
 
     tuning_runs: int

@@ -16,7 +16,7 @@ from modicum.limits import Between, Limits, Natural, Positive, check_limits
 from modicum.options import merge
 from modicum.settings import Settings, elsewhere, places, settings, to_toml, toml_value
 from modicum.spec import nearest
-from modicum.types import UserError
+from modicum.types import Frozen, UserError
 
 Unit = Literal["tokens", "steps", "flops", "seconds"]
 Kind = Literal["study", "scan"]
@@ -39,8 +39,7 @@ class Allowance(Settings):
     """Where a run ends that has not spent its budget by then."""
 
 
-@dataclass(frozen=True)
-class Tuning:
+class Tuning(Frozen):
     """How each arm gets its learning rate: the same tries for all, judged on the tune split."""
 
     factors: tuple[float, ...] = TRIES
@@ -70,8 +69,7 @@ class Tuning:
             raise UserError("factors holds a number twice")
 
 
-@dataclass(frozen=True)
-class Placebos:
+class Placebos(Frozen):
     """Arms that train the control's update, at its rate, without knowing any answer."""
 
     random_reward: bool = False
@@ -80,8 +78,7 @@ class Placebos:
     """Reward for the form of the answer alone."""
 
 
-@dataclass(frozen=True)
-class Study:
+class Study(Frozen):
     """One comparison; `base` and `extra` hold tables of settings of `modicum train`."""
 
     question: str
@@ -131,8 +128,7 @@ class Study:
             raise UserError(f"[arm.{odd[0]!r}] is not in arms; {nearest(odd[0], self.arms)}")
 
 
-@dataclass(frozen=True)
-class PlannedArm:
+class PlannedArm(Frozen):
     """One arm: its name, and the settings that it lays over the common ones."""
 
     name: str

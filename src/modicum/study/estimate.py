@@ -12,7 +12,7 @@ a hierarchical bootstrap of pivots (T* = (mean* - mean) / standard error*), or a
 
 import math
 from collections.abc import Callable
-from dataclasses import astuple, dataclass, field
+from dataclasses import astuple, field
 
 import numpy as np
 from numpy.random import Generator
@@ -21,7 +21,7 @@ from scipy import special
 
 from modicum.results import Column, Variance
 from modicum.stats import ROUNDING, Difference, Interval, change_interval, interval, no_spread
-from modicum.types import UserError
+from modicum.types import Frozen, UserError
 
 Table = NDArray[np.float64]
 POWER, MOST = 0.8, 100  # of `seeds_needed`
@@ -34,8 +34,7 @@ BOOTSTRAP = "hierarchical bootstrap"
 NO_SPREAD = "Wilson interval, as all scores are equal"
 
 
-@dataclass(frozen=True)
-class Spread:
+class Spread(Frozen):
     """The mean of a table and its mean squares; with one seed only `problems` is not 0."""
 
     num_seeds: int
@@ -125,8 +124,7 @@ def table(scores: ArrayLike) -> Table:
     return table_SI
 
 
-@dataclass(frozen=True)
-class Estimate:
+class Estimate(Frozen):
     """A mean with its uncertainty; `bounds` are the least and the greatest possible mean."""
 
     spread: Spread
