@@ -153,11 +153,6 @@ class Document(NamedTuple):
         return [part for part in parts if isinstance(part, Figure)]
 
 
-def section(id: str, title: str, *blocks: Piece | None) -> Section:
-    """A section of blocks; None is left out."""
-    return Section(id, title, tuple(block for block in blocks if block is not None))
-
-
 def side_by_side(
     problems: Iterable[tuple[str, str, str]], sides: Sequence[tuple[str, int | None, Texts]]
 ) -> list[SideBySide]:

@@ -73,18 +73,12 @@ class RunRecord(Frozen):
 
     @cached_property
     def columns(self) -> Columns:
-        """The metrics, with the `tokens` (older runs: a guess) and `seconds` until each step's end."""
+        """The metrics, with the `tokens` and `seconds` until each step's end."""
         found = dict(self.metrics)
-        seconds, batch = found.get("time/step_seconds"), self.config.get("batch")
-        if seconds is not None and np.isfinite(seconds).any():
+        if np.isfinite(seconds := found.get("time/step_seconds", np.empty(0))).any():
             found["seconds"] = np.nancumsum(seconds)
-        tokens, lengths = found.get("tokens/generated"), found.get("completions/length_mean")
-        if tokens is not None and np.isfinite(tokens).all():
-            found["tokens"] = tokens
-        elif lengths is not None and isinstance(batch, Mapping):
-            prompts, group = batch.get("prompts_per_step"), batch.get("group_size")
-            if isinstance(prompts, int) and isinstance(group, int):
-                found["tokens"] = np.nancumsum(lengths * prompts * group)
+        if "tokens/generated" in found and np.isfinite(found["tokens/generated"]).all():
+            found["tokens"] = found["tokens/generated"]
         return found
 
     @property
