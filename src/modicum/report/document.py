@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from modicum.report.style import Figure as Drawing
-from modicum.report.words import NONE, filled, printable, say
+from modicum.report.words import NONE, filled, known, printable, say
 from modicum.runs import flat
 from modicum.types import Frozen
 
@@ -189,6 +189,17 @@ def measured(template: str, runs: Sequence[Any], **values: Any) -> list[tuple[st
     texts = [filled(template, of=run, **values).splitlines() for run in runs]
     rows = ([line.split(" | ", 1) for line in lines] for lines in zip(*texts, strict=True))
     return [(row[0][0], [text for _, text in row]) for row in rows]
+
+
+def sortable(
+    template: str, runs: Sequence[Any], **values: Any
+) -> list[tuple[str, list[TableCell]]]:
+    """The rows `name | text | number` of a template: name -> a cell for each run, with its number."""
+    rows = []
+    for name, texts in measured(template, runs, **values):
+        pairs = [(text, json.loads(number)) for text, number in (t.rsplit(" | ", 1) for t in texts)]
+        rows.append((name, [TableCell(text, v if known(v) else None) for text, v in pairs]))
+    return rows
 
 
 def across(

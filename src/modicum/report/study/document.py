@@ -1,8 +1,5 @@
 """What the report of a study says, and its tables: arms, what they cost, the tests of the verdicts."""
 
-from collections.abc import Mapping, Sequence
-from operator import attrgetter
-
 from modicum.report import document as doc
 from modicum.report import words as n
 from modicum.report.document import Builder, Table, TableCell
@@ -11,12 +8,6 @@ from modicum.report.study.read import StudyRecord, family, ranked
 from modicum.report.words import NONE, say
 from modicum.results import Analysis, ArmResult
 
-# What the columns of `arm.txt` and `cost.txt` are sorted by.
-ARM = ("", "cost.share", "accuracy", "difference", "retention", "below_base", "cost.time_ratio")
-ARM += ("cost.memory_ratio", "learning_rate", "by_seed")
-COST = ("parameters", "active_parameters_mean", "optimizer_bytes", "peak_memory_bytes")
-COST += ("memory_bytes", "seconds", "step_seconds", "steps", "generated_tokens", "flops_ratio")
-COST = tuple(f"cost.{name}" for name in (*COST, "tuning_runs"))
 TESTS = ("noninferior", "superior", "equivalent", "inferior")
 METHOD = ("data", "difference", "margin", "retention", "not_claimed")  # sections of words.txt
 
@@ -112,24 +103,18 @@ def _settings(report: Builder, study: StudyRecord) -> None:
 
 def arms_table(analysis: Analysis) -> Table:
     """A row for each arm: verdict, share, accuracy, difference, retention, cost, rate, seeds."""
-    return _of_arms("The arms, the best first", "arm.txt", ARM, analysis, wrap=True)
+    return _of_arms("The arms, the best first", "arm.txt", analysis, wrap=True)
 
 
 def costs_table(analysis: Analysis) -> Table:
     """What every arm used, as measured: means over its seeds."""
-    return _of_arms("What the arms cost", "cost.txt", COST, analysis, plain=True)
+    return _of_arms("What the arms cost", "cost.txt", analysis, plain=True)
 
 
-def _of_arms(title: str, text: str, keys: Sequence[str], analysis: Analysis, **how: bool) -> Table:
-    arms = ranked(analysis)
-    lines = [[arm_cell(analysis, arm)] for arm in arms]
-    columns = doc.measured(text, arms, analysis=analysis)
-    for key, (_, texts) in zip(keys, columns, strict=True):
-        for line, arm, shown in zip(lines, arms, texts, strict=True):
-            found = attrgetter(key)(arm) if key else None
-            value = len(found) if isinstance(found, Mapping) else getattr(found, "mean", found)
-            line.append(TableCell(shown, value))
-    return doc.table(title, ("arm", *(head for head, _ in columns)), lines, **how)
+def _of_arms(title: str, template: str, analysis: Analysis, **how: bool) -> Table:
+    columns = {"arm": [arm_cell(analysis, arm) for arm in ranked(analysis)]}
+    columns |= doc.sortable(template, ranked(analysis), analysis=analysis)
+    return doc.table(title, list(columns), zip(*columns.values(), strict=True), **how)
 
 
 def tests_table(analysis: Analysis) -> Table | None:
