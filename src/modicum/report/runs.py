@@ -9,7 +9,7 @@ from modicum.report.document import Builder
 from modicum.report.figures import accuracy, changes, curves, frontier
 from modicum.report.read import HeldGroup, LoggedSample, RunRecord, colours, labels
 from modicum.report.tables import RunRow
-from modicum.report.words import percent, printable, say
+from modicum.report.words import percent, say
 from modicum.status import Status
 
 SAMPLES_SHOWN = 2
@@ -108,14 +108,6 @@ def _ends(samples: Sequence[LoggedSample]) -> tuple[doc.Written, ...]:
     made = []
     for step in dict.fromkeys(steps[:1] + steps[-1:]):
         found = [x for x in samples if x.step == step][:SAMPLES_SHOWN]
-        shown = (doc.Sample(x.completion, _about(x), x.question, x.gold) for x in found)
+        shown = (doc.Sample(x.completion, say("about", of=x), x.question, x.gold) for x in found)
         made.append(doc.Written(f"Step {step}", None, tuple(shown)))
     return tuple(made)
-
-
-def _about(sample: LoggedSample) -> str:
-    known = [] if sample.reward is None else [f"reward {sample.reward:.2f}"]
-    for term, score in sample.scores.items():
-        shown = f"{score:.2f}" if isinstance(score, int | float) else str(score)
-        known.append(f"{printable(str(term))} {printable(shown, 100)}")
-    return " · ".join(known)

@@ -181,7 +181,7 @@ def parse(tables: Mapping[str, Any], where: str) -> Study:
 def arms(study: Study) -> list[PlannedArm]:
     """The control, then the other arms, then the placebos."""
     names = [study.control, *(name for name in study.arms if name != study.control)]
-    found = [PlannedArm(name, _settings(study, name)) for name in names]
+    found = [PlannedArm(n, {study.vary: n, **study.extra.get(n, {})}) for n in names]
     style = {**TrainConfig().sampling.__dict__, **study.base.get("sampling", {})}["style"]
     rewards = {"random reward": "random"} if study.placebo.random_reward else {}
     if study.placebo.format_only:
@@ -190,11 +190,6 @@ def arms(study: Study) -> list[PlannedArm]:
         rewards["format only"] = f"format(style={style!r})"
     own = found[0].settings
     return found + [PlannedArm(n, {**own, "reward": of}, placebo=True) for n, of in rewards.items()]
-
-
-def _settings(study: Study, name: str) -> dict[str, Any]:
-    extra = study.extra.get(name, {})
-    return {**({} if study.vary in extra else {study.vary: name}), **extra}
 
 
 def _tables(study: Study, arm: PlannedArm) -> dict[str, Any]:

@@ -61,8 +61,10 @@ class Spread(Frozen):
         return math.sqrt(sum(self.parts))
 
     @property
-    def components(self) -> Variance:
-        """The moment estimates of the three variances; negative ones are 0."""
+    def components(self) -> Variance | None:
+        """The moment estimates of the three variances, negative ones 0; None for a single seed."""
+        if self.num_seeds == 1:
+            return None
         seed = max(0.0, self.seeds - self.residual) / self.num_problems
         problem = max(0.0, self.problems - self.residual) / self.num_seeds
         return Variance(seed, problem, self.residual)
@@ -76,9 +78,9 @@ class Spread(Frozen):
 
         `alpha` is one-sided. None: `MOST` are not enough, as more do not shrink B/I; or one seed.
         """
-        if self.num_seeds < 2 or self.none:
-            return None
         problems, variances = self.num_problems, self.components
+        if variances is None or self.none:
+            return None
         for seeds in range(self.num_seeds + 1, MOST + 1):
             seen = variances.seed / seeds + variances.residual / (seeds * problems)
             power, not_worse, worse = (

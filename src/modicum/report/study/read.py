@@ -211,13 +211,11 @@ def _samples(folder: Path, analysis: Analysis) -> dict[str, Any]:
         done = [path for seed, path in _inside(folder, arm).items() if seed in arm.by_seed]
         texts[arm.slug] = _first([path / "completions-trained.jsonl" for path in done[:1]])
     texts = {name: found for name, found in texts.items() if found}
-    problems = []
+    problems, cut = [], slice(LETTERS_SHOWN)
     for key, row in next(iter(texts.values()), {}).items():
         rows = {name: found[key] for name, found in texts.items() if key in found}
-        cut = {s: row.completion[:LETTERS_SHOWN] for s, row in rows.items()}
-        shown = {s: {"completion": cut[s], "strict": row.strict} for s, row in rows.items()}
-        asked = {"question": row.question[:LETTERS_SHOWN], "gold": row.gold[:LETTERS_SHOWN]}
-        problems.append({**asked, "texts": shown})
+        shown = {s: {"completion": r.completion[cut], "strict": r.strict} for s, r in rows.items()}
+        problems.append({"question": row.question[cut], "gold": row.gold[cut], "texts": shown})
     rule = say("rule", problems=len(problems), split=analysis.split)
     return {"rule": rule, "problems": problems} if problems else {}
 
