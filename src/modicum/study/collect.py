@@ -78,10 +78,8 @@ def collect(study: Study, folder: Path) -> Collected:
         if hashes:
             first, others = known.setdefault((own.get("model"), own.get("dtype")), (run, hashes))
             if hashes != others:
-                raise UserError(
-                    f"{run} and {first} are of different base models, though both name"
-                    f" {own.get('model')}: their hashes differ"
-                )
+                why = f"though both name {own.get('model')}: their hashes differ"
+                raise UserError(f"{run} and {first} are of different base models, {why}")
     runs = (final(study, folder, found.arm)[seed] for found in outcomes for seed in found.results)
     return Collected(study, base, outcomes, *_levels(path, base), devices(runs))
 
