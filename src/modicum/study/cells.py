@@ -42,18 +42,18 @@ def shares(study: Study) -> list[float]:
     return [tuning.share / 2**left for left in range(rounds - 1, -1, -1)]
 
 
-def first_round(study: Study, arm: PlannedArm, default: float) -> list[TuningRun]:
-    """The tries of an arm that need no other's outcome; none where there is nothing to tune."""
+def tries(
+    study: Study, arm: PlannedArm, default: float, share: float, before: Sequence[TuningRun] = ()
+) -> list[TuningRun]:
+    """A round with a share of the budget: of the default rate times every factor, or of the better
+    half of the round before; none where there is nothing to tune."""
     if arm.placebo or len(study.tuning.factors) < 2:
         return []
-    rates = sorted(default * factor for factor in study.tuning.factors)
-    return [_try(arm, rate, shares(study)[0]) for rate in rates]
-
-
-def next_round(arm: PlannedArm, outcomes: Sequence[TuningRun], share: float) -> list[TuningRun]:
-    """The better half of a round, with more of the budget."""
-    best = sorted(outcomes, key=_rank, reverse=True)[: math.ceil(len(outcomes) / 2)]
-    return [_try(arm, rate, share) for rate in sorted(entry.rate for entry in best)]
+    best = sorted(before, key=_rank, reverse=True)[: math.ceil(len(before) / 2)]
+    rates = [entry.rate for entry in best] or [default * f for f in study.tuning.factors]
+    part = "" if share == 1 else f"-share-{share:.3g}"
+    places = ((rate, f"cells/tune/{arm.slug}/rate-{rate:.2e}{part}") for rate in sorted(rates))
+    return [TuningRun(rate, share, place) for rate, place in places]
 
 
 def choose(study: Study, default: float, rounds: Sequence[Sequence[TuningRun]]) -> Choice:
@@ -70,11 +70,6 @@ def choose(study: Study, default: float, rounds: Sequence[Sequence[TuningRun]]) 
 def _rank(entry: TuningRun) -> tuple[bool, float, float]:
     """Higher is better; of equal ones the lower rate."""
     return entry.accuracy is not None, entry.accuracy or 0.0, -entry.rate
-
-
-def _try(arm: PlannedArm, rate: float, share: float) -> TuningRun:
-    part = "" if share == 1 else f"-share-{share:.3g}"
-    return TuningRun(rate, share, f"cells/tune/{arm.slug}/rate-{rate:.2e}{part}")
 
 
 def default_rate(bench: Bench, arm: PlannedArm) -> float:
@@ -114,16 +109,16 @@ def tune(bench: Bench) -> dict[str, Choice]:
     defaults = {arm.name: default_rate(bench, arm) for arm in tuned}
     rounds: dict[str, list[list[TuningRun]]] = {arm.name: [] for arm in tuned}
     for share in shares(study):
-        cells, tries = [], dict[str, list[TuningRun]]()
+        cells, begun = [], dict[str, list[TuningRun]]()
         for arm in tuned:
-            fresh, done = first_round(study, arm, defaults[arm.name]), rounds[arm.name]
-            tries[arm.name] = next_round(arm, done[-1], share) if done else fresh
-            for entry in tries[arm.name]:
+            before = rounds[arm.name][-1] if rounds[arm.name] else ()
+            begun[arm.name] = tries(study, arm, defaults[arm.name], share, before)
+            for entry in begun[arm.name]:
                 given = (arm, study.tuning.seed, entry.folder, entry.rate, entry.share)
                 label = f"tuning {arm.name} at {entry.rate:.2g}"
                 cells.append(bench.cell(label, bench.config(*given), "tune"))
         bench.run(cells)
-        for name, entries in tries.items():
+        for name, entries in begun.items():
             rounds[name].append([_tried(bench, entry) for entry in entries])
     found = {a.name: choose(study, defaults[a.name], rounds[a.name]) for a in tuned}
     found |= {a.name: Choice(found[study.control].learning_rate) for a in bench.arms if a.placebo}
@@ -201,7 +196,7 @@ def cost(bench: Bench) -> CostEstimate:
     bench.evaluate(base)
     bench.run(cells, retry_failed=True)
     more = float(read_object(base.folder / SECONDS)["seconds"]) + START_SECONDS
-    tries, unit, amount = tries_of(study), study.budget.unit, study.budget.amount
+    each, unit, amount = tries_of(study), study.budget.unit, study.budget.amount
     steps: dict[str, float] = {}
     seconds = 0.0
     for arm, cell in zip(bench.arms, cells, strict=True):
@@ -214,12 +209,12 @@ def cost(bench: Bench) -> CostEstimate:
         number = amount / max(spent, 1e-9)
         whole = step * (number if unit == "steps" else min(study.budget.max_steps, number))
         seconds += len(study.seeds) * (whole + more)
-        seconds += 0.0 if arm.placebo else sum(share * whole + more for share in tries)
+        seconds += 0.0 if arm.placebo else sum(share * whole + more for share in each)
         steps[arm.name] = step
     tuned = sum(not arm.placebo for arm in bench.arms)
     final = len(bench.arms) * len(study.seeds)
-    tokens = amount * (final + tuned * sum(tries)) if unit == "tokens" else None
-    return CostEstimate(tuned * len(tries), final, tokens, seconds / bench.launcher.jobs, steps)
+    tokens = amount * (final + tuned * sum(each)) if unit == "tokens" else None
+    return CostEstimate(tuned * len(each), final, tokens, seconds / bench.launcher.jobs, steps)
 
 
 def tries_of(study: Study) -> list[float]:
