@@ -23,7 +23,7 @@ from modicum.plan.live import fullest, peaks, tops
 from modicum.plan.shapes import Lengths, config_of, num_bytes, prepare
 from modicum.plan.thin import fewest, stretches, thinned, whole
 from modicum.plan.trace import ResidentBytes, Trace
-from modicum.types import Problem
+from modicum.types import Frozen, Problem
 from modicum.updates.base import Prepared
 from modicum.updates.layout import depth
 from modicum.updates.preview import optimizer_bytes
@@ -43,8 +43,7 @@ LATER_PASSES, LATER_PARTS = 0.12, 0.44
 CUDA_SLACK = 0.08  # that torch's caching allocator cannot use again, of what lives (assumed)
 
 
-@dataclass(frozen=True)
-class Phase:
+class Phase(Frozen):
     """What is held at the fullest moment of a phase, in bytes by part."""
 
     name: str
@@ -56,8 +55,7 @@ class Phase:
         return sum(self.parts.values())
 
 
-@dataclass(frozen=True)
-class Memory:
+class Memory(Frozen):
     """The phases of a run; the fullest one decides."""
 
     phases: tuple[Phase, ...]

@@ -7,7 +7,7 @@ of a table `[arm."NAME"]`.
 import dataclasses
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -27,7 +27,6 @@ PROBED = 1.75  # the rate of a KL of 0.03 over that of 0.01 (docs/rates.md)
 LATER_STEPS = 1000  # the limit where the budget is not of steps
 
 
-@dataclass(frozen=True)
 class Allowance(Settings):
     """What every run of the comparison may spend."""
 

@@ -5,13 +5,13 @@ input, if anything that trains comes before it ("Backward cost" in docs/updates.
 """
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, nn
 
 from modicum.models.four_bit import count
 from modicum.models.linear import is_matrix
+from modicum.types import Frozen
 from modicum.updates.base import Prepared
 from modicum.updates.layout import depth
 
@@ -29,16 +29,14 @@ STAGES = (
 )
 
 
-@dataclass(frozen=True)
-class Link:
+class Link(Frozen):
     """A matrix that an adapter multiplies by, or a scale, which has no product (0 numbers)."""
 
     numbers: int
     trains: bool
 
 
-@dataclass(frozen=True)
-class Chain:
+class Chain(Frozen):
     """What an adapter does, in order; `inside`: to the base layer's input; `whole`: by the gradient
     of the whole weight."""
 
@@ -47,8 +45,7 @@ class Chain:
     whole: bool = False
 
 
-@dataclass(frozen=True)
-class Product:
+class Product(Frozen):
     """A matrix of `numbers` entries in `module`, and how many products backward makes with it."""
 
     name: str
