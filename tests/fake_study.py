@@ -240,9 +240,11 @@ def run(folder: Path, fake: Fake, seed: int, steps: int, rng: np.random.Generato
     risen = 1 - np.exp(-4 * np.arange(steps) / steps)
     accuracy = BASE + (fake.accuracy - BASE) * risen + rng.normal(0, 0.04, steps)
     length = 10 + 11 * risen * (fake.accuracy - BASE) / 0.57 + rng.normal(0, 0.4, steps)
+    tokens = np.cumsum(64 * np.round(length, 3))
     rows = [
         {
             "step": step,
+            "tokens/generated": round(float(tokens[step]), 3),
             "reward/mean": round(accuracy[step].clip(0, 1) + 0.15, 4),
             f"reward/{fake.reward}": round(float(accuracy[step].clip(0, 1)), 4),
             "reward/format": round(0.3 + 0.6 * float(risen[step]), 4),

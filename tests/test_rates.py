@@ -320,7 +320,7 @@ def test_a_study_may_try_the_two_rates_of_the_probe(tmp_path: Path) -> None:
 
     tables = {"question": "?", "arms": ["full", "last(1)"], "budget": {"amount": 10}}
     study = study_of({**tables, "tuning": {"probe": True}}, "here")
-    tries = cells.first_round(study, PlannedArm("full", {}), 0.02)
+    tries = cells.tries(study, PlannedArm("full", {}), 0.02, 1.0)
     assert [entry.rate for entry in tries] == [0.02, 0.035]
     with pytest.raises(UserError, match="probe"):
         Tuning(probe=True, factors=(1.0, 2.0))

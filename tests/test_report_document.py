@@ -18,12 +18,12 @@ from modicum.report.document import (
     Piece,
     Proofs,
     Sample,
+    Section,
     SideBySide,
     Text,
     Values,
     Written,
     across,
-    section,
     table,
 )
 from modicum.report.style import Drawn
@@ -77,7 +77,7 @@ DRAWN = {"bars": Drawn("<svg>broad</svg>", "<svg>narrow</svg>", "", b"")}
 
 
 def document(*blocks: Piece) -> Document:
-    return Document("T", "Head", "So it is.", ("a note",), (section("one", "One", *blocks),))
+    return Document("T", "Head", "So it is.", ("a note",), (Section("one", "One", blocks),))
 
 
 @pytest.mark.parametrize(

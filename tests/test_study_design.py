@@ -179,7 +179,7 @@ def rated(tries: list[TuningRun], accuracies: dict[float, float]) -> list[Tuning
 def test_the_best_rate_wins_and_an_edge_is_flagged() -> None:
     study = made(tuning=design.Tuning(factors=(0.1, 1.0, 10.0)))
     arm = design.arms(study)[0]
-    tries = cells.first_round(study, arm, 1.0)
+    tries = cells.tries(study, arm, 1.0, 1.0)
     assert [entry.rate for entry in tries] == [0.1, 1.0, 10.0]
     middle = cells.choose(study, 1.0, [rated(tries, {0.1: 0.3, 1.0: 0.5, 10.0: 0.2})])
     assert (middle.learning_rate, middle.rate_at_edge, len(middle.tries)) == (1.0, False, 3)
@@ -197,10 +197,10 @@ def test_halving_gives_the_better_half_twice_the_budget() -> None:
     study = made(tuning=design.Tuning(factors=(1.0, 2.0, 4.0, 8.0), halving=True))
     arm = design.arms(study)[0]
     assert cells.shares(study) == [0.25, 0.5, 1.0]
-    first = rated(cells.first_round(study, arm, 1.0), {1: 0.1, 2: 0.4, 4: 0.3, 8: 0.0})
-    second = cells.next_round(arm, first, 0.5)
+    first = rated(cells.tries(study, arm, 1.0, 0.25), {1: 0.1, 2: 0.4, 4: 0.3, 8: 0.0})
+    second = cells.tries(study, arm, 1.0, 0.5, first)
     assert [(entry.rate, entry.share) for entry in second] == [(2.0, 0.5), (4.0, 0.5)]
-    third = cells.next_round(arm, rated(second, {2: 0.4, 4: 0.6}), 1.0)
+    third = cells.tries(study, arm, 1.0, 1.0, rated(second, {2: 0.4, 4: 0.6}))
     assert [(entry.rate, entry.share) for entry in third] == [(4.0, 1.0)]
     assert len({entry.folder for entry in (*first, *second, *third)}) == 7
     assert cells.tries_of(study) == [0.25] * 4 + [0.5] * 2 + [1.0]
@@ -208,7 +208,7 @@ def test_halving_gives_the_better_half_twice_the_budget() -> None:
 
 def test_one_factor_tunes_nothing() -> None:
     study = made(tuning=design.Tuning(factors=(3.0,)))
-    assert cells.first_round(study, design.arms(study)[0], 0.1) == []
+    assert cells.tries(study, design.arms(study)[0], 0.1, 1.0) == []
     assert cells.choose(study, 0.1, [[]]).learning_rate == pytest.approx(0.3)
     assert cells.tries_of(study) == []
 
@@ -216,7 +216,7 @@ def test_one_factor_tunes_nothing() -> None:
 def test_placebos_are_not_tuned() -> None:
     study = made()
     placebo = design.arms(study)[-1]
-    assert cells.first_round(study, placebo, 1.0) == []
+    assert cells.tries(study, placebo, 1.0, 1.0) == []
 
 
 TWINS = TEXT.replace(

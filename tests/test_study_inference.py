@@ -13,7 +13,7 @@ from scipy import special
 from modicum import stats
 from modicum.results import ArmResult
 from modicum.stats import Interval
-from modicum.study.analysis import arm_interval, compare, paired, variance
+from modicum.study.analysis import arm_interval, compare, paired
 from modicum.study.estimate import (
     BOOTSTRAP,
     NO_SPREAD,
@@ -73,8 +73,8 @@ def test_components_are_what_the_table_was_made_of() -> None:
 
 
 def test_variance_of_a_single_seed_is_unknown() -> None:
-    assert variance([[0.5, 0.25]]) is None
-    found = variance([[0.5, 0.25], [0.25, 0.5]])
+    assert spread(np.array([[0.5, 0.25]])).components is None
+    found = spread(np.array([[0.5, 0.25], [0.25, 0.5]])).components
     assert found is not None and found.seed == found.problem == 0 < found.residual
 
 

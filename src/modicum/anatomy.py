@@ -6,12 +6,12 @@ values are roots of the eigenvalues of the smaller Gram matrix in fp64, but for 
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from modicum.types import Frozen
 from modicum.updates.layout import Place, layout
 
 THRESHOLDS = {"0": 0.0, "1e-8": 1e-8, "1e-5": 1e-5}
@@ -26,8 +26,7 @@ MOST_ENERGY, ROUNDING = 0.9, 1e-12
 MANY, FEW = 64, 3  # directions that a change may have, and has where it is a collapse
 
 
-@dataclass(frozen=True)
-class Change:
+class Change(Frozen):
     """What happened to one tensor."""
 
     name: str

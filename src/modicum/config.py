@@ -5,7 +5,7 @@ there (`[sampling]`), and plain options on the command line. Each setting says w
 run may change it (modicum.settings), and the type of a number its limits. No torch here."""
 
 import os
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Annotated, Literal
 
 from modicum import draws, stopping
@@ -22,7 +22,6 @@ PROBE_EVERY = 10  # steps, under a curriculum
 KINDS = ("task", "reward", "update", "objective", "curriculum")  # settings that are expressions
 
 
-@dataclass(frozen=True)
 class Sampling(Settings):
     """How completions are drawn, in training and in evaluation alike."""
 
@@ -65,7 +64,6 @@ class Sampling(Settings):
                 raise UserError("stop: an empty text beside others; alone it means no stop strings")
 
 
-@dataclass(frozen=True)
 class Steps(Settings):
     """What one step consists of."""
 
@@ -100,7 +98,6 @@ class Steps(Settings):
         return draws.parse(self.groups).divides if auto else self.denominators
 
 
-@dataclass(frozen=True)
 class Budget(Settings):
     """A limit besides `steps`: a run ends at the end of the step nearest to it."""
 
@@ -118,7 +115,6 @@ class Budget(Settings):
         stopping.parse(self.stop_when)
 
 
-@dataclass(frozen=True)
 class Optimizer(Settings):
     """AdamW on what trains."""
 
@@ -140,7 +136,6 @@ class Optimizer(Settings):
     """Updates of linear warm-up; those of rollouts without a signal count."""
 
 
-@dataclass(frozen=True)
 class Compute(Settings):
     """Where and how precisely."""
 
@@ -168,7 +163,6 @@ class Compute(Settings):
     """Linear layers that never train rest in 4 bits, `double` with scales in 8 (docs/memory.md)."""
 
 
-@dataclass(frozen=True)
 class Trust(Settings):
     """What the files of a model may do. Neither is needed for an ordinary model."""
 
@@ -178,7 +172,6 @@ class Trust(Settings):
     """Also read weights that are pickled (pytorch_model.bin) and not safetensors."""
 
 
-@dataclass(frozen=True)
 class Held(Settings):
     """Evaluation on held-out problems, before and after training."""
 
@@ -195,7 +188,6 @@ class Held(Settings):
     other than uniform, and in all arms of a study that has one."""
 
 
-@dataclass(frozen=True)
 class Records(Settings):
     """What a run writes."""
 
@@ -213,7 +205,6 @@ class Records(Settings):
     """How many of the newest checkpoints stay; `modicum extrapolate` reads a line through them."""
 
 
-@dataclass(frozen=True)
 class Tracking(Settings):
     """Metrics to a tracker as well, beside the run's own files (docs/trackers.md)."""
 
@@ -231,7 +222,6 @@ class Tracking(Settings):
         object.__setattr__(self, "tracker_folder", os.path.expanduser(self.tracker_folder))
 
 
-@dataclass(frozen=True)
 class TrainConfig(Settings):
     """A whole training run."""
 

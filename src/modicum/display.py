@@ -12,7 +12,7 @@ from rich.text import Text
 
 from modicum import live
 from modicum.evaluate import Evaluation
-from modicum.report.words import environment
+from modicum.report.words import filled, say
 from modicum.status import Status
 from modicum.training.loop import Observer
 from modicum.training.session import Session
@@ -75,9 +75,8 @@ class Display(Observer, AbstractContextManager["Display"]):
         """Say what trains and what a step is, before anything is done."""
         self.session, self.began, self.first = session, 0.0, first_step
         self.behind = session.progress(first_step)
-        said = environment().get_template("begins.txt")
         values = {"session": session, "config": session.config, "first_step": first_step}
-        self.console.print(said.render(values).rstrip())
+        self.console.print(filled("begins.txt", **values))
 
     def step(self, metrics: dict[str, float]) -> None:
         """Show the metrics of a step."""
@@ -88,15 +87,7 @@ class Display(Observer, AbstractContextManager["Display"]):
         config, made = self.session.config, self.session.progress(done)
         left = (now - self.began) * (1 - made) / max(made - self.behind, 1e-9)
         over = self.session.ended(done)
-        fields = [f"reward {metrics['reward/mean']:.2f}"]
-        if metrics.get("reward/accuracy", metrics["reward/mean"]) != metrics["reward/mean"]:
-            fields.append(f"accuracy {metrics['reward/accuracy']:.2f}")
-        fields += [
-            f"left {clock(0.0 if over else left)}",
-            f"{metrics['time/tokens_per_second']:.0f} tok/s",
-            f"length {metrics['completions/length_mean']:.0f}",
-            f"KL {metrics.get('policy/kl', 0.0):.3f}",
-        ]
+        fields = say("step", logged=metrics, left=clock(0.0 if over else left)).split(" | ")
         if self.live:
             self._bar(config.update, done, config.steps, fields)
             if over:
@@ -114,11 +105,7 @@ class Display(Observer, AbstractContextManager["Display"]):
     def evaluated(self, name: str, found: Evaluation) -> None:
         """Show what an evaluation found."""
         self.close()
-        self.console.print(
-            f"{name}: sampled {found.accuracy:.1%} [{found.low:.1%}, {found.high:.1%}],"
-            f" greedy {found.greedy:.1%}, length {found.length:.0f}"
-            f" ({found.num_problems} held-out problems{', tune' * (found.split == 'tune')})"
-        )
+        self.console.print(say("evaluated", of=name, found=found))
         if found.truncated > 0.05:
             self.note(f"{found.truncated:.0%} of the completions were cut by max_tokens")
 

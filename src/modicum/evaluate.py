@@ -6,7 +6,6 @@ nothing is marked: a gain in strict alone is a gain in format (docs/evaluation.m
 
 import dataclasses
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +18,7 @@ from modicum.runs import read_lines, read_object
 from modicum.tasks.base import Task, check_split
 from modicum.tasks.examples import Examples, draw, without
 from modicum.tasks.prompts import encode
-from modicum.types import Completion, Grade, Problem, Split, UserError
+from modicum.types import Completion, Frozen, Grade, Problem, Split, UserError
 
 if TYPE_CHECKING:
     from modicum.engine import Policy
@@ -179,8 +178,7 @@ def read(folder: Path, name: str = "trained") -> Evaluation:
     raise UserError(f"{lines} holds no evaluation of the {name} model")
 
 
-@dataclass(frozen=True)
-class Comparison:
+class Comparison(Frozen):
     """after - before on the same problems, with 95 % intervals of the paired difference."""
 
     num_problems: int

@@ -5,11 +5,12 @@
 import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from modicum import answers, tasks
 from modicum.answers import STYLES
 from modicum.config import TrainConfig
+from modicum.report.words import say
 from modicum.rewards import Reward
 from modicum.spec import short
 from modicum.types import Completion, Grade, Group, Problem
@@ -86,7 +87,6 @@ def wrong(
 ) -> list[Finding]:
     """What looks wrong with a rollout, the likeliest reason for a missing signal first.
     `signals` groups have rewards that differ; the model has positions for `room` tokens."""
-    sampling, larger = config.sampling, f"--group-size {2 * config.batch.group_size}"
     trials = [trial for group in groups for trial in group]
     count = len(trials)
     cut = [trial for trial in trials if not trial.completion.finished]
@@ -95,57 +95,41 @@ def wrong(
     unmarked = [trial for trial in right if not trial.grade.strict]
     paid = next((term for term in (LENIENT, STRICT) if term in trials[0].scores), "")
     earned = len(right) - len(unmarked) * (paid == STRICT)
-    shown = "" if sampling.examples else "--examples 2 shows how, or "
-
+    values: dict[str, Any] = {"config": config, "template": template, "room": room, "right": right}
     found: list[Finding] = []
 
-    def told(what: str, some: Sequence[JudgedCompletion], change: str) -> None:
-        found.append(Finding(what, f"{len(some)} of {count} completions; {some[0]}", change))
+    def told(name: str, some: Sequence[JudgedCompletion], **more: Any) -> None:
+        said = f"{len(some)} of {count} completions; {some[0]}"
+        found.append(_finding(name, said, **values, **more))
 
     if len(cut) >= CUT * count and len(ran_on) > len(cut) / 2:
-        stop = "'</answer>'" if sampling.style == "tags" else "$'\\n\\n'"
-        told("completions go on after their answer", ran_on, f"--stop {stop} ends them")
+        told("ran_on", ran_on)
     elif len(cut) >= CUT * count:
-        more = min(4 * sampling.max_tokens, room)
-        none = "the model has positions for no more: shorter prompts, or an easier task"
-        change = f"--max-tokens {more}" if more > sampling.max_tokens else none
-        told(f"completions are cut at max_tokens = {sampling.max_tokens}", cut, change)
+        told("cut", cut)
     if paid == STRICT and len(unmarked) > UNMARKED * len(right) > UNMARKED * RARE * count:
         lenient = re.sub(r"(?<![\w/.:])accuracy(?![\w(.:])", LENIENT, config.reward)
-        asks = {"plain": "--template r1_zero asks for a mark, or "}.get(template, shown)
-        asks = "--style tags asks for a mark, or " if sampling.style == "none" else asks
-        change = f"{asks}--reward {lenient!r} pays for them"
-        told("right answers are not marked, so they earn nothing", unmarked, change)
+        told("unmarked", unmarked, lenient=repr(lenient))
     if paid and earned >= RIGHT * count:
-        told("nearly all is right already", right, "a harder task (more terms, a higher level)")
+        told("all_right", right)
     elif paid and len(right) <= RARE * count and len(cut) < (1 - CUT) * count:
-        base = ": the tokenizer has no chat template, so the prompt is r1_zero, for a base"
-        base *= sampling.template == "auto" and template == "r1_zero"
-        what = f"{'hardly any' if right else 'no'} answer is right{base}"
-        told(what, trials, f"{shown}an easier task, a stronger model, {larger}")
+        told("all_wrong", trials)
     alike = [group for group in groups if len({trial.completion.tokens for trial in group}) == 1]
     if len(alike) > (1 - FEW) * len(groups):
-        what = f"all completions are the same in {len(alike)} of {len(groups)} groups"
-        hotter = f"--temperature {max(1.0, 2 * sampling.temperature):g}"
-        narrow = sampling.top_k or sampling.top_p < 1
-        told(what, alike[0], "--top-k 0 --top-p 1" if narrow else hotter)
+        told("all_alike", alike[0], alike=alike, groups=groups)
     if not (signals or found):
-        change = "a reward that does (modicum audit-reward tries one)"
-        change += f", or {larger}" * (len({trial.total for trial in trials}) > 1)
-        told("the reward tells no two completions of a group apart", trials, change)
+        told("no_signal", trials, several=len({trial.total for trial in trials}) > 1)
     if 0 < signals < FEW * len(groups):
-        change = f"{larger}, --groups refill, or problems of another difficulty"
-        found.append(Finding("few groups have a signal", f"{signals} of {len(groups)}", change))
-    return [*found, *(_idle_terms(trials) if signals else ())]
+        found.append(_finding("few_signals", f"{signals} of {len(groups)}", **values))
+    for name in trials[0].scores if signals else ():
+        scores = {trial.scores[name] for trial in trials}
+        if len(scores) == 1:
+            found.append(_finding("idle_term", f"{scores.pop():g} for each", term=name))
+    return found
 
 
-def _idle_terms(trials: Sequence[JudgedCompletion]) -> Iterator[Finding]:
-    for name in trials[0].scores:
-        values = {trial.scores[name] for trial in trials}
-        if len(values) == 1:
-            what = f"the term {name} is the same for all completions and teaches nothing"
-            change = "leave it out, or ask for what it pays for (--style, --system, --examples)"
-            yield Finding(what, f"{values.pop():g} for each", change)
+def _finding(name: str, evidence: str, **values: Any) -> Finding:
+    """A finding with the words of that section of `words.txt`: what is wrong, what to change."""
+    return Finding(say(name, 0, **values), evidence, say(name, 1, **values))
 
 
 def of_data(task: tasks.Task, config: TrainConfig) -> Iterator[Finding]:
@@ -153,9 +137,6 @@ def of_data(task: tasks.Task, config: TrainConfig) -> Iterator[Finding]:
     held, each = config.evaluation, config.batch.prompts_per_step
     size, tested = task.size("train"), task.size(held.eval_split)
     if size is not None and size < each:
-        change = f"--prompts-per-step {size}, or more rows"
-        yield Finding("a step draws problems twice", f"{size} problems for {each} draws", change)
+        yield _finding("drawn_twice", f"{size} problems for {each} draws", size=size)
     if held.eval_problems and tested is not None and tested < FEW_HELD_OUT:
-        what = "few held-out problems, so intervals will be wide"
-        change = "more rows, or a file of its own with test="
-        yield Finding(what, f"{tested} in the split {held.eval_split}", change)
+        yield _finding("few_held_out", f"{tested} in the split {held.eval_split}")

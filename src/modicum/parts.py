@@ -9,7 +9,7 @@ import re
 import textwrap
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
@@ -20,7 +20,7 @@ from modicum.rewards import Reward
 from modicum.spec import GIVEN
 from modicum.tasks.dataset import DataTask
 from modicum.tasks.file import GivenTask
-from modicum.types import UserError
+from modicum.types import Frozen, UserError
 
 if TYPE_CHECKING:
     from modicum.curricula import Curriculum
@@ -31,8 +31,7 @@ KEPT = "given.json"
 ENVIRONMENT = "environment.json"
 
 
-@dataclass(frozen=True)
-class RunParts:
+class RunParts(Frozen):
     """Objects in the place of a config's expressions; None: the expression says it."""
 
     task: tasks.Task | None = None

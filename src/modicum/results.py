@@ -8,7 +8,7 @@ import math
 import types
 import typing
 from collections.abc import Mapping
-from dataclasses import MISSING, dataclass, field
+from dataclasses import MISSING, field
 from typing import Any, Self, TypeVar
 
 import numpy as np
@@ -16,14 +16,13 @@ from numpy.typing import NDArray
 
 from modicum.spec import HALF, check
 from modicum.stats import Difference, Interval
-from modicum.types import UserError
+from modicum.types import Frozen, UserError
 
 T = TypeVar("T")
 Column = NDArray[np.float64]
 
 
-@dataclass(frozen=True, kw_only=True)
-class Evaluation:
+class Evaluation(Frozen, kw_only=True):
     """What an evaluation found, with 95 % limits; `format` is the share in the form asked for."""
 
     task: str = ""
@@ -61,8 +60,7 @@ class Evaluation:
         return fill(cls, values, "the evaluation")
 
 
-@dataclass(frozen=True)
-class AnatomyPart:
+class AnatomyPart(Frozen):
     """What changed in one part of the model (attention, mlp, ...); None: no such number."""
 
     relative_norm: float | None = None
@@ -72,8 +70,7 @@ class AnatomyPart:
     directions_90: float | None = None
 
 
-@dataclass(frozen=True)
-class Anatomy:
+class Anatomy(Frozen):
     """What training changed in the weights (docs/anatomy.md); shares are of all entries."""
 
     dtype: str
@@ -89,8 +86,7 @@ class Anatomy:
     seed: str = ""
 
 
-@dataclass(frozen=True)
-class RunResult:
+class RunResult(Frozen):
     """What a finished run wrote about itself (`result.json`; docs/metrics.md explains it)."""
 
     update: str
@@ -125,8 +121,7 @@ class RunResult:
     anatomy: Anatomy | None = None
 
 
-@dataclass(frozen=True)
-class ClaimTest:
+class ClaimTest(Frozen):
     """A test: its p-value, the same adjusted by Holm, and whether the claim holds."""
 
     p: float | None = None
@@ -134,8 +129,7 @@ class ClaimTest:
     holds: bool = False
 
 
-@dataclass(frozen=True)
-class TuningRun:
+class TuningRun(Frozen):
     """A tuning run: `accuracy` on the tuning split; None: it has not run, or failed."""
 
     rate: float
@@ -145,8 +139,7 @@ class TuningRun:
     failed: str = ""
 
 
-@dataclass(frozen=True)
-class DifficultyLevel:
+class DifficultyLevel(Frozen):
     """Accuracy on the problems of one difficulty; None where no run finished."""
 
     level: str
@@ -155,8 +148,7 @@ class DifficultyLevel:
     base: float | None = None
 
 
-@dataclass(frozen=True)
-class ArmCost:
+class ArmCost(Frozen):
     """What an arm cost in means over its seeds; ratios are to the control."""
 
     parameters: int | None = None
@@ -177,8 +169,7 @@ class ArmCost:
     tuning_runs: int | None = None
 
 
-@dataclass(frozen=True)
-class ArmResult:
+class ArmResult(Frozen):
     """One arm: its settings, what it reached over its seeds, its verdict and its cost."""
 
     name: str
@@ -206,16 +197,14 @@ class ArmResult:
     sentence: str = ""
 
 
-@dataclass(frozen=True)
-class RunBudget:
+class RunBudget(Frozen):
     """What every run may use: an amount of a unit (`tokens`, `steps`, `seconds`, ...)."""
 
     unit: str
     amount: float
 
 
-@dataclass(frozen=True)
-class Variance:
+class Variance(Frozen):
     """Variances: of a seed's effect, of a problem's, and of what is left of one score."""
 
     seed: float
@@ -223,8 +212,7 @@ class Variance:
     residual: float
 
 
-@dataclass(frozen=True)
-class Analysis:
+class Analysis(Frozen):
     """A study (`analysis.json`); `arms` has the control first, then the order of study.toml."""
 
     question: str

@@ -27,7 +27,7 @@ from typing import Any, Literal, Self, TypeVar
 
 from modicum.limits import check_limits
 from modicum.spec import check, nearest, short
-from modicum.types import UserError
+from modicum.types import Frozen, UserError
 
 C = TypeVar("C")
 Resume = Literal["free", "digits", "length", "fixed"]
@@ -78,7 +78,7 @@ def settings(config: Any) -> Iterator[tuple[str, Resume, Any]]:
             yield entry.name, entry.metadata["resume"], value
 
 
-class Settings:
+class Settings(Frozen):
     """Base of a config: unknown names and values of other types are UserErrors."""
 
     def __new__(cls, *values: Any, **named: Any) -> Self:

@@ -10,19 +10,17 @@ import random
 import statistics
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import special
 
-from modicum.types import UserError
+from modicum.types import Frozen, UserError
 
 ROUNDING = 1e-12  # 2/3 - 1/3 and 1 - 2/3 differ by less; scores that differ do so by more.
 
 
-@dataclass(frozen=True)
-class Interval:
+class Interval(Frozen):
     """A mean and the limits of its confidence interval, all in the unit of the scores."""
 
     mean: float
@@ -30,8 +28,7 @@ class Interval:
     high: float
 
 
-@dataclass(frozen=True)
-class Difference:
+class Difference(Frozen):
     """One mean minus another, with its limits at 90 and at 95 %, and how they were made."""
 
     mean: float

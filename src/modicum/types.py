@@ -2,11 +2,19 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, dataclass_transform
 
 Split = Literal["train", "tune", "test"]
 SPLITS: tuple[Split, ...] = ("train", "tune", "test")
 Advantage = float | Sequence[float]  # of a completion: one number, or one for each of its tokens
+
+
+@dataclass_transform(frozen_default=True, field_specifiers=(field,))
+class Frozen:
+    """Base of values: every class below it is a frozen dataclass."""
+
+    def __init_subclass__(cls, **how: bool) -> None:
+        dataclass(frozen=True, **how)(cls)
 
 
 class UserError(ValueError):
@@ -31,8 +39,7 @@ class FolderError(UserError):
     with what was asked for, and the same works when that has ended."""
 
 
-@dataclass(frozen=True)
-class Problem:
+class Problem(Frozen):
     """One checkable problem. `id` is unique within a task, `answer` the gold answer as text, `data`
     what the grader needs besides; `difficulty` a task's own measure, larger is harder, or None."""
 
@@ -43,8 +50,7 @@ class Problem:
     data: Mapping[str, Any] = field(default_factory=dict, hash=False)
 
 
-@dataclass(frozen=True)
-class Grade:
+class Grade(Frozen):
     """The verdict on one completion. `strict` reads only an answer marked as the prompt asks;
     `lenient` falls back to the last number of the text. `extracted` is the answer that was read,
     None without one; `reason` says why."""
@@ -55,8 +61,7 @@ class Grade:
     reason: str
 
 
-@dataclass(frozen=True)
-class Origin:
+class Origin(Frozen):
     """What completions were drawn with, said by the sampler that drew them."""
 
     weights: str  # the version of what trains (`engine.version.version_of`)
@@ -65,8 +70,7 @@ class Origin:
     top_k: int
 
 
-@dataclass(frozen=True)
-class Completion:
+class Completion(Frozen):
     """What the model wrote: tokens up to and with the one that ended it, if it came (`finished`).
     `text` ends with the stop string, or before it where it begins another's turn (`User:`); where
     the prompt had opened thinking, it begins with that mark. `logprobs[t]` is the log-probability
@@ -84,8 +88,7 @@ class Completion:
     values: tuple[float, ...] = field(default=(), compare=False, repr=False)
 
 
-@dataclass(frozen=True)
-class Group:
+class Group(Frozen):
     """G completions of one problem's prompt."""
 
     problem: Problem
@@ -93,8 +96,7 @@ class Group:
     completions: tuple[Completion, ...]
 
 
-@dataclass(frozen=True)
-class Row:
+class Row(Frozen):
     """A completion on its way through training. Rows with the same `group` have the same prompt.
     `trunk` and `reference` are the completion's."""
 
@@ -114,8 +116,7 @@ class Row:
         return [self.advantage] * len(self.tokens)
 
 
-@dataclass(frozen=True)
-class Batch:
+class Batch(Frozen):
     """The rows of one optimizer step and the counts that its loss is divided by: those of the whole
     batch that was sampled for this update, before rows without a signal were left out. `signal` has
     the numbers of the groups whose rewards differ."""

@@ -6,7 +6,7 @@ import random
 import re
 import statistics
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -31,7 +31,6 @@ Made = dict[str, Any]  # what `gather` has in its file
 Enter = Callable[[Made, Problem, Any, Sequence[Completion]], None]
 
 
-@dataclass(frozen=True)
 class Options(Settings):
     """What to measure."""
 
@@ -134,7 +133,6 @@ def gather(
     return path, made
 
 
-@dataclass(frozen=True)
 class FitOptions(Settings):
     """How to learn from pairs; --prompts-per-step pairs are a step."""
 

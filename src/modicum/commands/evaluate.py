@@ -1,7 +1,7 @@
 """`modicum evaluate`, `extrapolate` and `export`: what models come to, and as files for others."""
 
 import math
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from pathlib import Path
 from typing import Literal
 
@@ -12,7 +12,7 @@ from modicum.face.evaluation import EvaluateConfig, perform, settled, values_of
 from modicum.options import add_options, given
 from modicum.parts import past_bases, past_config
 from modicum.report.words import filled
-from modicum.types import UserError
+from modicum.types import Frozen, UserError
 
 MORE = "--checkpoint-every N --keep-checkpoints M keeps more of a run, --from 0 takes the base"
 
@@ -88,8 +88,7 @@ def _ends(place: Path, saved: list[int], first: int | None, last: int | None) ->
     return first, last
 
 
-@dataclass(frozen=True)
-class ExportOptions:
+class ExportOptions(Frozen):
     """What to write where."""
 
     model: str = "tiny"

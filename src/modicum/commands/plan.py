@@ -2,7 +2,7 @@
 
 import gc
 import sys
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, field, replace
 from functools import partial
 from pathlib import Path
 from threading import Timer
@@ -16,12 +16,11 @@ from modicum.config import TrainConfig, Trust
 from modicum.limits import Limits, within
 from modicum.options import several
 from modicum.settings import Settings
-from modicum.types import UserError
+from modicum.types import Frozen, UserError
 
 SILENT = 3.0  # seconds before it says that it works
 
 
-@dataclass(frozen=True)
 class Options(Settings):
     """Of which machine and runs."""
 
@@ -109,8 +108,7 @@ def _signal(config: TrainConfig, rate: str) -> tuple[dict[str, Any], str]:
     return {"signal": made}, filled("signal.txt", signal=made, groups=choice, **said)
 
 
-@dataclass(frozen=True)
-class UpdatesOptions:
+class UpdatesOptions(Frozen):
     """Where to look."""
 
     model: str = "tiny"

@@ -1,6 +1,5 @@
 """`modicum study`, `scan`, a study of units, and `report`."""
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +17,12 @@ from modicum.study.analysis import differences
 from modicum.study.launch import StudyObserver
 from modicum.study.run import analyse_study, run_study, study_cost, study_status
 from modicum.study.scan import Scan, run_scan
-from modicum.types import UserError
+from modicum.types import Frozen, UserError
 
 ACTIONS = ("run", "cost", "status", "analyse", "same")
 
 
-@dataclass(frozen=True)
-class Options:
+class Options(Frozen):
     """Where and how."""
 
     out: str = ""
@@ -78,8 +76,7 @@ def run(args: list[str]) -> int:
     return printed(found.json, values, text)
 
 
-@dataclass(frozen=True)
-class ScanOptions:
+class ScanOptions(Frozen):
     """How the runs are made."""
 
     jobs: int = 1
@@ -116,8 +113,7 @@ def run_units(args: list[str]) -> int:
     return printed(found.json, result, "\n".join(lines))
 
 
-@dataclass(frozen=True)
-class ReportOptions:
+class ReportOptions(Frozen):
     """What to write."""
 
     out: str = ""

@@ -7,7 +7,7 @@ import itertools
 import json
 import sys
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import field
 from io import BytesIO
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -22,7 +22,6 @@ CHECKED = 200  # problems of each split that are looked at
 SHOWN = ("id", "question", "answer", "difficulty")
 
 
-@dataclass(frozen=True)
 class Options(Settings):
     """Which problems to show."""
 
@@ -119,7 +118,6 @@ def _first(task: Any, split: Split, seed: int, count: int) -> list[Problem]:
     return [task.problem(split, seed, index) for index in range(there)]
 
 
-@dataclass(frozen=True)
 class AuditRewardOptions(Settings):
     """What to try, and when to flag."""
 
@@ -158,7 +156,6 @@ def run_audit_reward(args: list[str]) -> int:
     return printed(found.json, values, text, int(bool(flagged) and found.strict))
 
 
-@dataclass(frozen=True)
 class GradeOptions(Settings):
     """How answers are compared."""
 

@@ -3,7 +3,6 @@
 import argparse
 import dataclasses
 import json
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -12,7 +11,7 @@ from modicum.config import TrainConfig, from_mapping, read_toml
 from modicum.limits import Natural
 from modicum.options import add_options, given, merge, several, show
 from modicum.settings import Settings
-from modicum.types import UserError
+from modicum.types import Frozen, UserError
 
 NOTHING_TRAINED = 3
 SCORES = ("accuracy", "low", "high", "greedy")
@@ -74,7 +73,6 @@ def read(name: str, args: list[str], cls: type[S]) -> tuple[Any, S, TrainConfig]
     return found, options, settings(found, {})
 
 
-@dataclass(frozen=True)
 class DoctorOptions(Settings):
     """How much to look at."""
 
@@ -141,8 +139,7 @@ def run_recipes(args: list[str]) -> int:
     return printed(found.json, entries, text)
 
 
-@dataclass(frozen=True)
-class DemoOptions:
+class DemoOptions(Frozen):
     """What to compare."""
 
     updates: str = "full; last(1); lora(rank=8)"

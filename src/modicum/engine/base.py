@@ -9,7 +9,6 @@ V vocabulary.
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
@@ -19,14 +18,13 @@ from modicum.config import Sampling
 from modicum.engine.version import version_of
 from modicum.models.device import up
 from modicum.models.weight_copy import WeightCopy
-from modicum.types import Completion, Row
+from modicum.types import Completion, Frozen, Row
 
 Prompt = tuple[int, ...]
 Prompts = Sequence[Prompt]
 
 
-@dataclass(frozen=True)
-class Trunk:
+class Trunk(Frozen):
     """Hidden states that enter the lowest trained layer, kept from sampling.
 
     `prompt` [L, H] is shared by the members of a group. `completion` [T - 1, H] lacks the
@@ -61,8 +59,7 @@ class Decoding(ABC):
         return {}
 
 
-@dataclass(frozen=True)
-class Changed:
+class Changed(Frozen):
     """What is different in the policy since it was last used."""
 
     tensors: Mapping[str, Tensor]  # the tensors that train now, by name

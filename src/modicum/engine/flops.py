@@ -20,7 +20,7 @@ Shapes: W what work grows with (`WORK`), L layer, the head after the last.
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import accumulate, pairwise
 from typing import Any
 
@@ -31,7 +31,7 @@ from modicum.config import Steps
 from modicum.engine.base import Scorer
 from modicum.models.configs import attention_sizes
 from modicum.models.load import inner
-from modicum.types import Batch, Group, Row
+from modicum.types import Batch, Frozen, Group, Row
 from modicum.updates.base import Prepared
 from modicum.updates.products import Product, backward_products, place
 
@@ -42,8 +42,7 @@ WORK = TOKENS, PREDICTING, PAIRS = 0, 1, 2
 Array = NDArray[np.float64]
 
 
-@dataclass(frozen=True)
-class StepFlops:
+class StepFlops(Frozen):
     """Matrix FLOPs of one step."""
 
     sampling: float

@@ -10,7 +10,6 @@ H hidden, V vocabulary.
 
 import inspect
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, Literal
 from weakref import WeakKeyDictionary
 
@@ -25,13 +24,12 @@ from modicum.models.device import index, up
 from modicum.models.linear import replaced
 from modicum.models.load import inner
 from modicum.report.words import say
-from modicum.types import Row
+from modicum.types import Frozen, Row
 
 CACHES = ("cache", "state")  # what forwards call it, in their arguments and in what they give
 
 
-@dataclass(frozen=True)
-class Abilities:
+class Abilities(Frozen):
     """What an architecture's own forward can be used for."""
 
     cache: Literal["padded", "equal", "none"] = "padded"

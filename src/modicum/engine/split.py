@@ -13,7 +13,6 @@ T completion token, H hidden, V vocabulary.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any, ClassVar, NamedTuple
 
@@ -26,7 +25,7 @@ from modicum.models.cache import Cache, Static
 from modicum.models.decoder import Decoder
 from modicum.models.device import index
 from modicum.models.linear import few_rows
-from modicum.types import Row
+from modicum.types import Frozen, Row
 
 Step = Callable[[Tensor], tuple[Tensor, Tensor]]
 """Takes the tokens of rows; the states that enter the lowest trained layer, and logits."""
@@ -89,8 +88,7 @@ def way_for(decoder: Decoder, device: torch.device, graphs: bool | None = None) 
     return REPLAYED if device.type == "cuda" else FIXED
 
 
-@dataclass(frozen=True)
-class Pack:
+class Pack(Frozen):
     """Rows laid end to end after their prompts, each prompt once."""
 
     ids_N: Tensor

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, field, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -28,7 +28,6 @@ OF_RUN = ("task", "model", "base", "sampling", "compute", "trust")
 Source = str | Path | TrainResult | Evaluation  # a run, a folder of `evaluate(out=...)`, ...
 
 
-@dataclass(frozen=True)
 class EvaluateConfig(Settings):
     """What to evaluate and how."""
 

@@ -10,7 +10,6 @@ a head, S key, C channel of the convolution.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -20,12 +19,12 @@ from transformers import AttentionInterface
 
 from modicum.models import flash
 from modicum.models.device import up
+from modicum.types import Frozen
 
 NAME = "modicum"
 
 
-@dataclass(frozen=True)
-class ScoreRule:
+class ScoreRule(Frozen):
     """How scores are made: their factor, Gemma's cap, and how far back a token looks."""
 
     scaling: float

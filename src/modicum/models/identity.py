@@ -20,7 +20,7 @@ import os
 import time
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any, Self
 
 import numpy as np
@@ -28,7 +28,7 @@ import torch
 from torch import Tensor, nn
 
 from modicum.models.four_bit import numbers
-from modicum.types import UserError
+from modicum.types import Frozen, UserError
 
 CHUNK = 2**26  # bytes that are on the CPU at a time, of a tensor elsewhere
 MAX_THREADS = 4
@@ -92,8 +92,7 @@ def config_hash(said: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(plain, sort_keys=True, default=str).encode()).hexdigest()
 
 
-@dataclass(frozen=True)
-class Identity:
+class Identity(Frozen):
     """Which base was loaded (by the names of `HASHES`), and how long it took to find that out."""
 
     hashes: Mapping[str, str]

@@ -8,7 +8,7 @@ import re
 import struct
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from modicum.config import Trust
 from modicum.models import adapters, configs
 from modicum.models.identity import Identity
 from modicum.runs import is_run
-from modicum.types import UserError
+from modicum.types import Frozen, UserError
 
 TINY = Path(__file__).parent / "tiny"
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+", re.ASCII)
@@ -29,8 +29,7 @@ OWN_FOLDERS = ("models/", "runs/")  # where our own commands put things; nobody 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
-@dataclass(frozen=True)
-class Loaded:
+class Loaded(Frozen):
     """A model in eval mode, its tokenizer, and the tokens that end a completion."""
 
     model: nn.Module
@@ -41,8 +40,7 @@ class Loaded:
     notes: tuple[str, ...] = ()  # what a user should know of what was read
 
 
-@dataclass(frozen=True)
-class Source:
+class Source(Frozen):
     """Where the files of a model are, and how the library is told to read them."""
 
     place: str  # a folder or a hub id

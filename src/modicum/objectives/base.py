@@ -16,7 +16,7 @@ from modicum import spec
 from modicum.limits import Between, Limits
 from modicum.objectives import parts
 from modicum.objectives.parts import Counts as Counts
-from modicum.types import Advantage, Group, UserError
+from modicum.types import Advantage, Frozen, Group, UserError
 
 MOST = 100.0  # of the upper bound of a ratio and of the weight of the KL term; usual: below 1
 Weight = Annotated[float, Limits(0, MOST)]
@@ -28,8 +28,7 @@ Sums = dict[str, Tensor]
 """Sums over tokens, for the log."""
 
 
-@dataclass(frozen=True)
-class Tokens:
+class Tokens(Frozen):
     """What a loss needs to know of N completion tokens laid end to end, row after row."""
 
     old_N: Tensor  # log-probs at sampling

@@ -5,7 +5,6 @@
 
 import re
 import tomllib
-from dataclasses import dataclass
 from pathlib import Path
 from timeit import repeat
 
@@ -14,13 +13,12 @@ import torch
 from modicum.machine import number_in
 from modicum.models.load import DTYPES, choose_device
 from modicum.spec import nearest
-from modicum.types import UserError
+from modicum.types import Frozen, UserError
 
 GIB = 2**30
 
 
-@dataclass(frozen=True)
-class DeviceRates:
+class DeviceRates(Frozen):
     """What a device can do: FLOP/s in 16 bits and fp32, bytes read a second; and who says so."""
 
     bf16: float
@@ -33,8 +31,7 @@ class DeviceRates:
         return self.fp32 if dtype == "fp32" else self.bf16
 
 
-@dataclass(frozen=True)
-class Machine:
+class Machine(Frozen):
     """One device of a machine, which is what a run gets."""
 
     name: str

@@ -23,7 +23,7 @@ from modicum.parts import RunParts, require_group
 from modicum.plan.live import peaks, tops
 from modicum.plan.shapes import Lengths, config_of, num_bytes, prepare
 from modicum.plan.trace import ResidentBytes, Trace
-from modicum.types import Problem
+from modicum.types import Frozen, Problem
 from modicum.updates.base import Prepared
 from modicum.updates.layout import depth
 from modicum.updates.preview import optimizer_bytes
@@ -44,8 +44,7 @@ LATER_PASSES, LATER_PARTS = 0.12, 0.44
 CUDA_SLACK = 0.08  # that torch's caching allocator cannot use again, of what lives (assumed)
 
 
-@dataclass(frozen=True)
-class Phase:
+class Phase(Frozen):
     """What is held at the fullest moment of a phase, in bytes by part."""
 
     name: str
@@ -57,8 +56,7 @@ class Phase:
         return sum(self.parts.values())
 
 
-@dataclass(frozen=True)
-class Memory:
+class Memory(Frozen):
     """The phases of a run; the fullest one decides."""
 
     phases: tuple[Phase, ...]

@@ -6,7 +6,7 @@ and that are assumed on a GPU.
 
 import dataclasses
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from statistics import fmean as mean
 from types import SimpleNamespace
 from typing import Any, NamedTuple
@@ -26,7 +26,7 @@ from modicum.plan.hardware import Machine
 from modicum.plan.memory import Memory, Subject, estimate
 from modicum.plan.shapes import Lengths, cache_numbers, lengths_of, num_bytes
 from modicum.report.words import aligned, filled, on_one_line
-from modicum.types import Batch, Completion, Group, Problem, Row
+from modicum.types import Batch, Completion, Frozen, Group, Problem, Row
 
 MOST_SETS = 16  # of those that a schedule may choose
 SHARE = {"cpu": 0.7, "cuda": 0.4}  # of the peak rate of matrix products
@@ -34,8 +34,7 @@ BANDWIDTH_SHARE = {"cpu": 0.7, "cuda": 0.6}
 LAYER_SECONDS = {"cpu": 3e-4, "cuda": 5e-4}  # of eager calls
 
 
-@dataclass(frozen=True)
-class Times:
+class Times(Frozen):
     """Seconds: of a step's two halves, and of the run with its evaluations."""
 
     sampling: float
@@ -45,8 +44,7 @@ class Times:
     step: float  # sampling and training
 
 
-@dataclass(frozen=True)
-class RunPlan:
+class RunPlan(Frozen):
     """What a run will need."""
 
     ranks: int  # processes of the run; what follows is of each, but for `trained` and `parameters`

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -16,7 +15,7 @@ from modicum.models.four_bit import packed, plain, put
 from modicum.models.load import TINY, locate, read_config, read_tokenizer, skeleton, structure
 from modicum.plan.hardware import GIB, KNOWN
 from modicum.tasks.examples import Sizes, draw, thought_of
-from modicum.types import Problem, UserError
+from modicum.types import Frozen, Problem, UserError
 from modicum.updates.base import Prepared, Update
 from modicum.updates.targets import rest
 
@@ -27,8 +26,7 @@ UNIT = 256  # that lengths are rounded up to
 LOAD_SLACK = 2 * GIB
 
 
-@dataclass(frozen=True)
-class Lengths:
+class Lengths(Frozen):
     """Tokens of prompts (shortest and longest) and of completions (mean and longest)."""
 
     shortest_prompt: int

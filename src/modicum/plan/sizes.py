@@ -8,7 +8,7 @@ more than `MARGIN`. Longer ones may end it later; `modicum plan` shows it at `ma
 
 from bisect import bisect
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, fields, replace
 from functools import cache
 from typing import Any
 
@@ -20,7 +20,7 @@ from modicum.plan.hardware import GIB, Machine, free_memory
 from modicum.plan.memory import Memory, Phase, Subject, estimate, floor
 from modicum.plan.shapes import Lengths, completion_tokens, config_of, generous_bound, lengths_of
 from modicum.settings import is_auto
-from modicum.types import UserError
+from modicum.types import Frozen, UserError
 
 # Of a model that is small beside the memory, and on a CPU at most: more is no faster there.
 MICRO_BATCH, ROLLOUT_BATCH = 64, 512
@@ -41,8 +41,7 @@ OPTIONS = {"micro_batch": "batch", "rollout_batch": "batch", "max_tokens": "samp
 OPTIONS |= {"checkpointing": "compute", "dtype": "compute", "update": ""}
 
 
-@dataclass(frozen=True)
-class Chosen:
+class Chosen(Frozen):
     """A value that was chosen, and why, in words."""
 
     value: Any

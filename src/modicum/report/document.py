@@ -5,12 +5,12 @@ A text may hold `code` in backticks. What a model wrote stands in `Sample`s alon
 
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, NamedTuple, dataclass_transform
+from typing import Any, NamedTuple
 
 from modicum.report.style import Figure as Drawing
-from modicum.report.words import NONE, filled, printable, say
+from modicum.report.words import NONE, filled, known, printable, say
 from modicum.runs import flat
+from modicum.types import Frozen
 
 LETTERS_SHOWN = 1500  # of a question, a completion, a setting
 COLUMNS_SHOWN = 4  # runs side by side; more are rows
@@ -19,12 +19,8 @@ Draw = Callable[[bool], Drawing]
 Measures = Sequence[tuple[str, Sequence[str]]]  # name -> a text for each run
 
 
-@dataclass_transform(frozen_default=True)
-class Piece:
-    """A block of a section, a frozen dataclass; some hold further ones, as `parts`."""
-
-    def __init_subclass__(cls) -> None:
-        dataclass(frozen=True)(cls)
+class Piece(Frozen):
+    """A block of a section; some hold further ones, as `parts`."""
 
 
 class Text(Piece):
@@ -157,11 +153,6 @@ class Document(NamedTuple):
         return [part for part in parts if isinstance(part, Figure)]
 
 
-def section(id: str, title: str, *blocks: Piece | None) -> Section:
-    """A section of blocks; None is left out."""
-    return Section(id, title, tuple(block for block in blocks if block is not None))
-
-
 def side_by_side(
     problems: Iterable[tuple[str, str, str]], sides: Sequence[tuple[str, int | None, Texts]]
 ) -> list[SideBySide]:
@@ -198,6 +189,17 @@ def measured(template: str, runs: Sequence[Any], **values: Any) -> list[tuple[st
     texts = [filled(template, of=run, **values).splitlines() for run in runs]
     rows = ([line.split(" | ", 1) for line in lines] for lines in zip(*texts, strict=True))
     return [(row[0][0], [text for _, text in row]) for row in rows]
+
+
+def sortable(
+    template: str, runs: Sequence[Any], **values: Any
+) -> list[tuple[str, list[TableCell]]]:
+    """The rows `name | text | number` of a template: name -> a cell for each run, with its number."""
+    rows = []
+    for name, texts in measured(template, runs, **values):
+        pairs = [(text, json.loads(number)) for text, number in (t.rsplit(" | ", 1) for t in texts)]
+        rows.append((name, [TableCell(text, v if known(v) else None) for text, v in pairs]))
+    return rows
 
 
 def across(

@@ -6,7 +6,7 @@ Only `config.toml` and `metrics.jsonl` must be there: a run that still goes on h
 import itertools
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from functools import cached_property
 from itertools import groupby
 from pathlib import Path
@@ -18,7 +18,7 @@ from modicum.config import read_toml
 from modicum.results import Column, RunResult, fill
 from modicum.runs import numbered, open_run, read_object
 from modicum.spec import check
-from modicum.types import UserError
+from modicum.types import Frozen, UserError
 
 T = TypeVar("T")
 Columns = Mapping[str, Column]
@@ -28,8 +28,7 @@ BINS = 5  # of difficulty, where there are more levels
 Rows = list[tuple[str, dict[str, float]]]  # name -> accuracy by level of difficulty
 
 
-@dataclass(frozen=True)
-class LoggedSample:
+class LoggedSample(Frozen):
     """One completion of training and its reward; `scores` holds the reward's terms."""
 
     step: int
@@ -41,8 +40,7 @@ class LoggedSample:
     logged: Mapping[str, Any] = field(default_factory=dict)
 
 
-@dataclass(frozen=True)
-class HeldCompletion:
+class HeldCompletion(Frozen):
     """One graded completion of a held-out problem; `sample` is 0, 1, ... or "greedy"."""
 
     id: str
@@ -63,8 +61,7 @@ class HeldCompletion:
         return f"{verdict}, {self.num_tokens} tokens{end}"
 
 
-@dataclass(frozen=True)
-class RunRecord:
+class RunRecord(Frozen):
     """One run folder; `metrics` has columns of one length by step, NaN where a step did not log it."""
 
     folder: Path
@@ -76,18 +73,12 @@ class RunRecord:
 
     @cached_property
     def columns(self) -> Columns:
-        """The metrics, with the `tokens` (older runs: a guess) and `seconds` until each step's end."""
+        """The metrics, with the `tokens` and `seconds` until each step's end."""
         found = dict(self.metrics)
-        seconds, batch = found.get("time/step_seconds"), self.config.get("batch")
-        if seconds is not None and np.isfinite(seconds).any():
+        if np.isfinite(seconds := found.get("time/step_seconds", np.empty(0))).any():
             found["seconds"] = np.nancumsum(seconds)
-        tokens, lengths = found.get("tokens/generated"), found.get("completions/length_mean")
-        if tokens is not None and np.isfinite(tokens).all():
-            found["tokens"] = tokens
-        elif lengths is not None and isinstance(batch, Mapping):
-            prompts, group = batch.get("prompts_per_step"), batch.get("group_size")
-            if isinstance(prompts, int) and isinstance(group, int):
-                found["tokens"] = np.nancumsum(lengths * prompts * group)
+        if "tokens/generated" in found and np.isfinite(found["tokens/generated"]).all():
+            found["tokens"] = found["tokens/generated"]
         return found
 
     @property

@@ -9,7 +9,7 @@ from modicum.report.document import Builder
 from modicum.report.figures import accuracy, changes, curves, frontier
 from modicum.report.read import HeldGroup, LoggedSample, RunRecord, colours, labels
 from modicum.report.tables import RunRow
-from modicum.report.words import percent, printable, say
+from modicum.report.words import say
 from modicum.status import Status
 
 SAMPLES_SHOWN = 2
@@ -69,13 +69,7 @@ def document(records: Sequence[RunRecord], title: str) -> doc.Document:
 
 def headline(rows: Sequence[RunRow]) -> str:
     """One sentence: what was trained, and from where to where held-out accuracy went."""
-    done = [row for row in rows if row.result.base and row.result.trained]
-    if not done:
-        return ""
-    found = {(row.result.task, row.result.model) for row in done}
-    task, model = found.pop() if len(found) == 1 else ("", "")
-    bases = {percent(row.scores("accuracy")[0]) for row in done}
-    return say("headline", rows=done, task=task, model=model, one_base=len(bases) == 1)
+    return say("headline", rows=[r for r in rows if r.result.base and r.result.trained])
 
 
 def _written(
@@ -108,14 +102,6 @@ def _ends(samples: Sequence[LoggedSample]) -> tuple[doc.Written, ...]:
     made = []
     for step in dict.fromkeys(steps[:1] + steps[-1:]):
         found = [x for x in samples if x.step == step][:SAMPLES_SHOWN]
-        shown = (doc.Sample(x.completion, _about(x), x.question, x.gold) for x in found)
+        shown = (doc.Sample(x.completion, say("about", of=x), x.question, x.gold) for x in found)
         made.append(doc.Written(f"Step {step}", None, tuple(shown)))
     return tuple(made)
-
-
-def _about(sample: LoggedSample) -> str:
-    known = [] if sample.reward is None else [f"reward {sample.reward:.2f}"]
-    for term, score in sample.scores.items():
-        shown = f"{score:.2f}" if isinstance(score, int | float) else str(score)
-        known.append(f"{printable(str(term))} {printable(shown, 100)}")
-    return " · ".join(known)

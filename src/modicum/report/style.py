@@ -110,9 +110,7 @@ def drawn(broad: Figure, narrow: Figure, label: str) -> Drawn:
     """A figure in all its forms; `label` says in words what it shows."""
     text = _text(broad)
     broad.set_layout_engine("none")  # fixed by that drawing
-    # Inside HTML an <svg> needs no namespace.
-    inline = [_finish(text, broad, label, True), _finish(_text(narrow), narrow, label, True)]
-    page, phone = (form.replace(' xmlns="http://www.w3.org/2000/svg"', "") for form in inline)
+    page, phone = _finish(text, broad, label, True), _finish(_text(narrow), narrow, label, True)
     return Drawn(page, phone, svg(broad, label, text), pdf(broad))
 
 
@@ -169,6 +167,8 @@ def _finish(text: str, figure: Figure, label: str, page: bool) -> str:
     colours |= {colour: f"series-{number}" for number, colour in enumerate(SERIES)}
     for colour, variable in colours.items() if page else ():
         text = text.replace(colour, f"var(--{variable}, {colour})")
+    # Inside HTML an <svg> needs no namespace.
+    text = text.replace(' xmlns="http://www.w3.org/2000/svg"', "") if page else text
     return text.replace("<svg ", f'<svg role="img" aria-label="{escape(label)}" ', 1) + "\n"
 
 

@@ -13,13 +13,11 @@ from rich.text import Text
 
 from modicum.report import document
 from modicum.report import words as n
-from modicum.report.document import Table, TableCell, measured
+from modicum.report.document import Table, TableCell, sortable
 from modicum.report.read import RunRecord, colours, labels
 from modicum.results import RunResult
 
 Number = Callable[[float | None], str]
-# What the columns of `row.txt` are sorted by, of the result or of the trained model's evaluation.
-KEYS = ("trainable_parameters", "accuracy", "greedy", "length", "seconds", "peak_memory_bytes")
 MISSING = {n.NONE, n.NONE + n.ARROW + n.NONE, f"{n.NONE} ({n.NONE})"}
 LEAST = (4, 5, 1, 6, 3)  # what a narrow terminal does without, first to last
 
@@ -71,27 +69,21 @@ def results(records: Sequence[RunRecord]) -> list[RunRow]:
 
 def cells(row: RunRow, number: Number = n.count) -> tuple[str, ...]:
     """The texts of a row: its label, and one for each column."""
-    return (row.label, *(text for _, (text,) in measured("row.txt", [row], number=number)))
+    return (row.label, *(cell.text for _, (cell,) in sortable("row.txt", [row], number=number)))
 
 
 def table(rows: Sequence[RunRow]) -> Table:
     """The rows as a table of a report, sorted by values; a column that nobody has is left out."""
-    lines = [[TableCell(row.label, series=row.colour, code=True)] for row in rows]
-    heads = ["update"]
-    columns = measured("row.txt", rows, number=n.count)
-    for key, (head, texts) in zip(KEYS, columns, strict=True):
-        if set(texts) - MISSING:
-            heads.append(head)
-            for line, row, text in zip(lines, rows, texts, strict=True):
-                found = getattr(row.result, key, row.scores(key)[1])
-                line.append(TableCell(text, found if n.known(found) else None))
-    return document.table("Results of the runs", heads, lines)
+    columns = {"update": [TableCell(row.label, series=row.colour, code=True) for row in rows]}
+    found = sortable("row.txt", rows, number=n.count)
+    columns |= {head: cells for head, cells in found if {c.text for c in cells} - MISSING}
+    return document.table("Results of the runs", list(columns), zip(*columns.values(), strict=True))
 
 
 def rich_table(rows: Sequence[RunRow], width: int = 100) -> RichTable:
     """The rows as a table for a terminal; a narrow one has two lines a row, or fewer columns."""
     # What stands in brackets, or the second word, goes to the next line.
-    columns = measured("row.txt", rows, number=n.short)
+    columns = sortable("row.txt", rows, number=n.short)
     names = [re.sub(r" (?=\()|(?<=^\w{4}) |(?<=trained) ", "\n", head) for head, _ in columns]
     texts, heads = [list(cells(row, n.short)) for row in rows], ["update", *names]
     if width < 100:

@@ -5,13 +5,12 @@ little; those that know it but leave out something may earn as much as a right o
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from modicum.answers import Style, number
 from modicum.report.words import aligned
 from modicum.rewards.base import Reward
 from modicum.tasks.base import Task
-from modicum.types import Completion, Problem, UserError
+from modicum.types import Completion, Frozen, Problem, UserError
 
 RIGHT = "right answer"
 FOREIGN = "我们先看题目，然后一步一步地计算，最后写出答案。"
@@ -19,8 +18,7 @@ FILLER = "Let me think about this again. "
 MANY, LONG = 50, 200
 
 
-@dataclass(frozen=True)
-class AuditedAnswer:
+class AuditedAnswer(Frozen):
     """What an answer earned, as means over the problems, None for no verdict; `why` it is flagged."""
 
     name: str

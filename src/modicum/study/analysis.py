@@ -23,7 +23,7 @@ from numpy.typing import ArrayLike
 from modicum import stats
 from modicum.report.study import read
 from modicum.report.words import environment, on_one_line
-from modicum.results import Analysis, ArmResult, ClaimTest, Column, RunBudget, Variance
+from modicum.results import Analysis, ArmResult, ClaimTest, Column, RunBudget
 from modicum.runs import Run, flat, read_object
 from modicum.stats import Interval
 from modicum.study.cells import COUNTED
@@ -76,7 +76,7 @@ def analyse(found: Collected, folder: Path) -> Analysis:
         split=base["split"],
         base=arm_interval(found.base_scores[None, :]),
         control_gain=compared[study.control].gain,
-        variance=variance(np.array(list(control.scores.values()))),
+        variance=spread(table(list(control.scores.values()))).components,
         repeat=(f"modicum study run study.toml --jobs 1 --out {folder.name}-again",),
     )
     seen, unit = asdict(whole), study.budget.unit
@@ -168,12 +168,6 @@ def arm_interval(scores_SI: ArrayLike, base_I: ArrayLike | None = None) -> Inter
 def paired(arm_SI: ArrayLike, control_SI: ArrayLike, rng: Generator) -> Estimate:
     """The estimate of arm - control, whose rows are the same seeds in the same order."""
     return estimate(table(arm_SI) - table(control_SI), (-1.0, 1.0), rng)
-
-
-def variance(scores_SI: ArrayLike) -> Variance | None:
-    """The variances of seeds, problems and the rest; None for a single seed."""
-    found = spread(table(scores_SI))
-    return found.components if found.num_seeds > 1 else None
 
 
 def compare(

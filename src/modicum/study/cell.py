@@ -16,7 +16,7 @@ import threading
 import time
 import tomllib
 from contextlib import AbstractContextManager, ExitStack, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from functools import partial
 from multiprocessing import connection, parent_process
 from pathlib import Path
@@ -28,7 +28,7 @@ from modicum.config import TrainConfig, from_mapping, to_toml
 from modicum.machine import Interrupts, Stopped
 from modicum.parts import ENVIRONMENT, base_of
 from modicum.runs import FAILED, Run, checkpoints, make_folder, read_object
-from modicum.types import FolderError, RunInterrupted, UserError
+from modicum.types import FolderError, Frozen, RunInterrupted, UserError
 
 BASE = "evaluation.json"
 RESULT = "result.json"
@@ -37,8 +37,7 @@ SECONDS = "seconds.json"
 WATCH_SECONDS = 1.0
 
 
-@dataclass(frozen=True)
-class Cell:
+class Cell(Frozen):
     """One run: what it is for, its settings, and the folder with the base's evaluation."""
 
     label: str

@@ -8,7 +8,7 @@ length may enter its schedule.
 import math
 import statistics
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from modicum.config import Held, read_toml
@@ -20,15 +20,14 @@ from modicum.study import design
 from modicum.study.cell import RESULT, SECONDS, Cell, failure
 from modicum.study.design import PlannedArm, Study
 from modicum.study.launch import Bench
-from modicum.types import UserError
+from modicum.types import Frozen, UserError
 
 PROBE_STEPS = 4
 COUNTED = {"tokens": "generated_tokens"}  # what a run calls what it spent of a unit
 START_SECONDS = 1.5  # of a process and its model
 
 
-@dataclass(frozen=True)
-class Choice:
+class Choice(Frozen):
     """The rate that an arm trains with, and how it was found, as `tuning.json` holds it."""
 
     learning_rate: float = 0.0
@@ -43,18 +42,18 @@ def shares(study: Study) -> list[float]:
     return [tuning.share / 2**left for left in range(rounds - 1, -1, -1)]
 
 
-def first_round(study: Study, arm: PlannedArm, default: float) -> list[TuningRun]:
-    """The tries of an arm that need no other's outcome; none where there is nothing to tune."""
+def tries(
+    study: Study, arm: PlannedArm, default: float, share: float, before: Sequence[TuningRun] = ()
+) -> list[TuningRun]:
+    """A round with a share of the budget: of the default rate times every factor, or of the better
+    half of the round before; none where there is nothing to tune."""
     if arm.placebo or len(study.tuning.factors) < 2:
         return []
-    rates = sorted(default * factor for factor in study.tuning.factors)
-    return [_try(arm, rate, shares(study)[0]) for rate in rates]
-
-
-def next_round(arm: PlannedArm, outcomes: Sequence[TuningRun], share: float) -> list[TuningRun]:
-    """The better half of a round, with more of the budget."""
-    best = sorted(outcomes, key=_rank, reverse=True)[: math.ceil(len(outcomes) / 2)]
-    return [_try(arm, rate, share) for rate in sorted(entry.rate for entry in best)]
+    best = sorted(before, key=_rank, reverse=True)[: math.ceil(len(before) / 2)]
+    rates = [entry.rate for entry in best] or [default * f for f in study.tuning.factors]
+    part = "" if share == 1 else f"-share-{share:.3g}"
+    places = ((rate, f"cells/tune/{arm.slug}/rate-{rate:.2e}{part}") for rate in sorted(rates))
+    return [TuningRun(rate, share, place) for rate, place in places]
 
 
 def choose(study: Study, default: float, rounds: Sequence[Sequence[TuningRun]]) -> Choice:
@@ -71,11 +70,6 @@ def choose(study: Study, default: float, rounds: Sequence[Sequence[TuningRun]]) 
 def _rank(entry: TuningRun) -> tuple[bool, float, float]:
     """Higher is better; of equal ones the lower rate."""
     return entry.accuracy is not None, entry.accuracy or 0.0, -entry.rate
-
-
-def _try(arm: PlannedArm, rate: float, share: float) -> TuningRun:
-    part = "" if share == 1 else f"-share-{share:.3g}"
-    return TuningRun(rate, share, f"cells/tune/{arm.slug}/rate-{rate:.2e}{part}")
 
 
 def default_rate(bench: Bench, arm: PlannedArm) -> float:
@@ -115,16 +109,16 @@ def tune(bench: Bench) -> dict[str, Choice]:
     defaults = {arm.name: default_rate(bench, arm) for arm in tuned}
     rounds: dict[str, list[list[TuningRun]]] = {arm.name: [] for arm in tuned}
     for share in shares(study):
-        cells, tries = [], dict[str, list[TuningRun]]()
+        cells, begun = [], dict[str, list[TuningRun]]()
         for arm in tuned:
-            fresh, done = first_round(study, arm, defaults[arm.name]), rounds[arm.name]
-            tries[arm.name] = next_round(arm, done[-1], share) if done else fresh
-            for entry in tries[arm.name]:
+            before = rounds[arm.name][-1] if rounds[arm.name] else ()
+            begun[arm.name] = tries(study, arm, defaults[arm.name], share, before)
+            for entry in begun[arm.name]:
                 given = (arm, study.tuning.seed, entry.folder, entry.rate, entry.share)
                 label = f"tuning {arm.name} at {entry.rate:.2g}"
                 cells.append(bench.cell(label, bench.config(*given), "tune"))
         bench.run(cells)
-        for name, entries in tries.items():
+        for name, entries in begun.items():
             rounds[name].append([_tried(bench, entry) for entry in entries])
     found = {a.name: choose(study, defaults[a.name], rounds[a.name]) for a in tuned}
     found |= {a.name: Choice(found[study.control].learning_rate) for a in bench.arms if a.placebo}
@@ -179,8 +173,7 @@ def check_arms(study: Study) -> None:
             raise UserError(f"the arms {other} and {arm.name} {why}")
 
 
-@dataclass(frozen=True)
-class CostEstimate:
+class CostEstimate(Frozen):
     """Of a whole study, before it is run."""
 
     tuning_runs: int
@@ -203,7 +196,7 @@ def cost(bench: Bench) -> CostEstimate:
     bench.evaluate(base)
     bench.run(cells, retry_failed=True)
     more = float(read_object(base.folder / SECONDS)["seconds"]) + START_SECONDS
-    tries, unit, amount = tries_of(study), study.budget.unit, study.budget.amount
+    each, unit, amount = tries_of(study), study.budget.unit, study.budget.amount
     steps: dict[str, float] = {}
     seconds = 0.0
     for arm, cell in zip(bench.arms, cells, strict=True):
@@ -216,12 +209,12 @@ def cost(bench: Bench) -> CostEstimate:
         number = amount / max(spent, 1e-9)
         whole = step * (number if unit == "steps" else min(study.budget.max_steps, number))
         seconds += len(study.seeds) * (whole + more)
-        seconds += 0.0 if arm.placebo else sum(share * whole + more for share in tries)
+        seconds += 0.0 if arm.placebo else sum(share * whole + more for share in each)
         steps[arm.name] = step
     tuned = sum(not arm.placebo for arm in bench.arms)
     final = len(bench.arms) * len(study.seeds)
-    tokens = amount * (final + tuned * sum(tries)) if unit == "tokens" else None
-    return CostEstimate(tuned * len(tries), final, tokens, seconds / bench.launcher.jobs, steps)
+    tokens = amount * (final + tuned * sum(each)) if unit == "tokens" else None
+    return CostEstimate(tuned * len(each), final, tokens, seconds / bench.launcher.jobs, steps)
 
 
 def tries_of(study: Study) -> list[float]:

@@ -2,7 +2,7 @@
 
 import itertools
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from statistics import fmean, median
 from typing import Any
@@ -17,7 +17,7 @@ from modicum.study import design
 from modicum.study.cell import BASE, RESULT, failure
 from modicum.study.cells import Choice
 from modicum.study.design import PlannedArm, Study
-from modicum.types import UserError
+from modicum.types import Frozen, UserError
 
 SCORES = {"accuracy": "scores", "lenient": "lenient_scores", "greedy": "greedy_scores"}
 MEANS = ("active_parameters_mean", "seconds", "generated_tokens", "steps", "flops")
@@ -26,8 +26,7 @@ MEANS += ("peak_memory_bytes", "start_memory_bytes", "optimizer_bytes")
 LEVELS = ((0.0, "base: 0 %"), (0.5, "to 50 %"), (1.0, "above"))
 
 
-@dataclass(frozen=True)
-class ArmRuns:
+class ArmRuns(Frozen):
     """What an arm's final runs came to; `scores` has one array [problems] for each seed."""
 
     arm: PlannedArm
@@ -38,8 +37,7 @@ class ArmRuns:
     choice: Choice
 
 
-@dataclass(frozen=True)
-class Collected:
+class Collected(Frozen):
     """All that the analysis needs."""
 
     study: Study
@@ -80,10 +78,8 @@ def collect(study: Study, folder: Path) -> Collected:
         if hashes:
             first, others = known.setdefault((own.get("model"), own.get("dtype")), (run, hashes))
             if hashes != others:
-                raise UserError(
-                    f"{run} and {first} are of different base models, though both name"
-                    f" {own.get('model')}: their hashes differ"
-                )
+                why = f"though both name {own.get('model')}: their hashes differ"
+                raise UserError(f"{run} and {first} are of different base models, {why}")
     runs = (final(study, folder, found.arm)[seed] for found in outcomes for seed in found.results)
     return Collected(study, base, outcomes, *_levels(path, base), devices(runs))
 

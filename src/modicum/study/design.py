@@ -7,7 +7,7 @@ of a table `[arm."NAME"]`.
 import dataclasses
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -16,7 +16,7 @@ from modicum.limits import Between, Limits, Natural, Positive, check_limits
 from modicum.options import merge
 from modicum.settings import Settings, elsewhere, places, settings, to_toml, toml_value
 from modicum.spec import nearest
-from modicum.types import UserError
+from modicum.types import Frozen, UserError
 
 Unit = Literal["tokens", "steps", "flops", "seconds"]
 Kind = Literal["study", "scan"]
@@ -27,7 +27,6 @@ PROBED = 1.75  # the rate of a KL of 0.03 over that of 0.01 (docs/rates.md)
 LATER_STEPS = 1000  # the limit where the budget is not of steps
 
 
-@dataclass(frozen=True)
 class Allowance(Settings):
     """What every run of the comparison may spend."""
 
@@ -39,8 +38,7 @@ class Allowance(Settings):
     """Where a run ends that has not spent its budget by then."""
 
 
-@dataclass(frozen=True)
-class Tuning:
+class Tuning(Frozen):
     """How each arm gets its learning rate: the same tries for all, judged on the tune split."""
 
     factors: tuple[float, ...] = TRIES
@@ -70,8 +68,7 @@ class Tuning:
             raise UserError("factors holds a number twice")
 
 
-@dataclass(frozen=True)
-class Placebos:
+class Placebos(Frozen):
     """Arms that train the control's update, at its rate, without knowing any answer."""
 
     random_reward: bool = False
@@ -80,8 +77,7 @@ class Placebos:
     """Reward for the form of the answer alone."""
 
 
-@dataclass(frozen=True)
-class Study:
+class Study(Frozen):
     """One comparison; `base` and `extra` hold tables of settings of `modicum train`."""
 
     question: str
@@ -131,8 +127,7 @@ class Study:
             raise UserError(f"[arm.{odd[0]!r}] is not in arms; {nearest(odd[0], self.arms)}")
 
 
-@dataclass(frozen=True)
-class PlannedArm:
+class PlannedArm(Frozen):
     """One arm: its name, and the settings that it lays over the common ones."""
 
     name: str
@@ -185,7 +180,7 @@ def parse(tables: Mapping[str, Any], where: str) -> Study:
 def arms(study: Study) -> list[PlannedArm]:
     """The control, then the other arms, then the placebos."""
     names = [study.control, *(name for name in study.arms if name != study.control)]
-    found = [PlannedArm(name, _settings(study, name)) for name in names]
+    found = [PlannedArm(n, {study.vary: n, **study.extra.get(n, {})}) for n in names]
     style = {**TrainConfig().sampling.__dict__, **study.base.get("sampling", {})}["style"]
     rewards = {"random reward": "random"} if study.placebo.random_reward else {}
     if study.placebo.format_only:
@@ -194,11 +189,6 @@ def arms(study: Study) -> list[PlannedArm]:
         rewards["format only"] = f"format(style={style!r})"
     own = found[0].settings
     return found + [PlannedArm(n, {**own, "reward": of}, placebo=True) for n, of in rewards.items()]
-
-
-def _settings(study: Study, name: str) -> dict[str, Any]:
-    extra = study.extra.get(name, {})
-    return {**({} if study.vary in extra else {study.vary: name}), **extra}
 
 
 def _tables(study: Study, arm: PlannedArm) -> dict[str, Any]:

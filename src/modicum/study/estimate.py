@@ -12,7 +12,7 @@ a hierarchical bootstrap of pivots (T* = (mean* - mean) / standard error*), or a
 
 import math
 from collections.abc import Callable
-from dataclasses import astuple, dataclass, field
+from dataclasses import astuple, field
 
 import numpy as np
 from numpy.random import Generator
@@ -21,7 +21,7 @@ from scipy import special
 
 from modicum.results import Column, Variance
 from modicum.stats import ROUNDING, Difference, Interval, change_interval, interval, no_spread
-from modicum.types import UserError
+from modicum.types import Frozen, UserError
 
 Table = NDArray[np.float64]
 POWER, MOST = 0.8, 100  # of `seeds_needed`
@@ -34,8 +34,7 @@ BOOTSTRAP = "hierarchical bootstrap"
 NO_SPREAD = "Wilson interval, as all scores are equal"
 
 
-@dataclass(frozen=True)
-class Spread:
+class Spread(Frozen):
     """The mean of a table and its mean squares; with one seed only `problems` is not 0."""
 
     num_seeds: int
@@ -62,8 +61,10 @@ class Spread:
         return math.sqrt(sum(self.parts))
 
     @property
-    def components(self) -> Variance:
-        """The moment estimates of the three variances; negative ones are 0."""
+    def components(self) -> Variance | None:
+        """The moment estimates of the three variances, negative ones 0; None for a single seed."""
+        if self.num_seeds == 1:
+            return None
         seed = max(0.0, self.seeds - self.residual) / self.num_problems
         problem = max(0.0, self.problems - self.residual) / self.num_seeds
         return Variance(seed, problem, self.residual)
@@ -77,9 +78,9 @@ class Spread:
 
         `alpha` is one-sided. None: `MOST` are not enough, as more do not shrink B/I; or one seed.
         """
-        if self.num_seeds < 2 or self.none:
-            return None
         problems, variances = self.num_problems, self.components
+        if variances is None or self.none:
+            return None
         for seeds in range(self.num_seeds + 1, MOST + 1):
             seen = variances.seed / seeds + variances.residual / (seeds * problems)
             power, not_worse, worse = (
@@ -125,8 +126,7 @@ def table(scores: ArrayLike) -> Table:
     return table_SI
 
 
-@dataclass(frozen=True)
-class Estimate:
+class Estimate(Frozen):
     """A mean with its uncertainty; `bounds` are the least and the greatest possible mean."""
 
     spread: Spread

@@ -9,7 +9,7 @@ import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
@@ -23,7 +23,7 @@ from modicum.study.cell import BUSY, TAKEN, Cell
 from modicum.study.design import PlannedArm, Study
 from modicum.study.launchers import Launcher
 from modicum.study.launchers.base import GOES_ON, Handle, Runner
-from modicum.types import FolderError, RunInterrupted, UserError
+from modicum.types import FolderError, Frozen, RunInterrupted, UserError
 
 POLL_SECONDS, LOOK_SECONDS = 0.25, 2.0  # between looks at our own cells, and at those of others
 WRITING_SECONDS = 60.0  # for which another process may write what is of the whole study
@@ -43,8 +43,7 @@ class StudyObserver:
         self.say(f"{done}/{total}  {clock(seconds)}, left {left}  {cell.label}: {cell.summary}")
 
 
-@dataclass(frozen=True)
-class Bench:
+class Bench(Frozen):
     """A study, the folder of its cells, and how they are run."""
 
     study: Study

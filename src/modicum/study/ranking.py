@@ -5,7 +5,7 @@ paper: it trains long runs of large models; a short budget ranks how fast units 
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from statistics import fmean
 from typing import Any, Literal
@@ -15,7 +15,7 @@ from modicum.disk import writing
 from modicum.report.style import INK, MUTED, PAPER, SERIES, blank, styled, svg
 from modicum.report.tables import terminal, terminal_table
 from modicum.report.words import filled, percent
-from modicum.types import UserError
+from modicum.types import Frozen, UserError
 
 Over = Literal["layers", "blocks", "parts"]
 Scores = Sequence[float]
@@ -26,16 +26,14 @@ WORDS_ACROSS = 8  # labels that fit side by side
 HEADS = ("update", "", "gain", "95%, over\nseeds", "95%, over\nproblems", "of full's", "trained")
 
 
-@dataclass(frozen=True)
-class Unit:
+class Unit(Frozen):
     """One place to train: its short label and its selection."""
 
     label: str
     place: str
 
 
-@dataclass(frozen=True)
-class Standing:
+class Standing(Frozen):
     """One unit at one rate, and its place in the ranking; None where a number does not exist."""
 
     unit: str

@@ -8,7 +8,7 @@ import shutil
 import tomllib
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +20,12 @@ from modicum.study.cells import CostEstimate
 from modicum.study.design import Kind, Study
 from modicum.study.launch import Bench, StudyObserver
 from modicum.study.launchers import Launcher
-from modicum.types import UserError
+from modicum.types import Frozen, UserError
 
 Source = Study | Path | str  # a design, the file of one, or its folder
 
 
-@dataclass(frozen=True)
-class StudyOutcome:
+class StudyOutcome(Frozen):
     """What a study came to."""
 
     folder: Path  # its runs, `analysis.json` and `curves.json`

@@ -5,7 +5,7 @@ Its statistics are `ranking`'s, since the best of many units is looked for, not 
 
 import tomllib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from statistics import fmean
 from typing import Any, Literal
@@ -24,7 +24,6 @@ from modicum.study.ranking import FULL, Over, Standing, Unit
 from modicum.types import UserError
 
 
-@dataclass(frozen=True)
 class Scan(Settings):
     """What to try, and how often."""
 

@@ -7,7 +7,7 @@ longer than a run allows are found before anything is sampled."""
 import re
 import sys
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, cast
 
 from modicum.answers import STYLES
@@ -16,7 +16,7 @@ from modicum.grading.extraction import HASHES
 from modicum.tasks.base import MAX_TRIES, Procedural, Task
 from modicum.tasks.dataset import DataTask
 from modicum.tasks.prompts import Examples, encode
-from modicum.types import SPLITS, Problem, Split, UserError
+from modicum.types import SPLITS, Frozen, Problem, Split, UserError
 
 LOOKED_AT = 1000  # problems of a split without an end
 HOPELESS = 100  # problems of which none can be shown
@@ -115,8 +115,7 @@ def whole(task: Task, *splits: Split) -> list[Problem]:
     return [task.problem(split, 0, i) for split in splits for i in range(task.size(split) or 0)]
 
 
-@dataclass(frozen=True)
-class Sizes:
+class Sizes(Frozen):
     """How long prompts are, and may be: what they are made of, and the model's config."""
 
     tokenizer: Any

@@ -14,7 +14,7 @@ where it fails. Adapters of which one factor begins at 0 are underrated, and so 
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -31,7 +31,7 @@ from modicum.training import rate as rates
 from modicum.training.hearing import batch_of
 from modicum.training.session import Session, prepare
 from modicum.training.step import sample_groups, score, switch
-from modicum.types import Batch, Group, Row, UserError
+from modicum.types import Batch, Frozen, Group, Row, UserError
 
 KLS = (0.003, 0.01, 0.03, 0.1)  # nats a token
 BEST = 0.1
@@ -40,8 +40,7 @@ SEED = 1_000_003  # what is added to the run's: none of its own rollouts
 DRAWS = 2000
 
 
-@dataclass(frozen=True)
-class ProbedUpdate:
+class ProbedUpdate(Frozen):
     """What first steps of an update came to."""
 
     update: str
@@ -58,8 +57,7 @@ class ProbedUpdate:
     verdict: str  # in words, against the best of those probed
 
 
-@dataclass(frozen=True)
-class Probe:
+class Probe(Frozen):
     """Of several updates, the most gain first."""
 
     problems: int

@@ -2,12 +2,11 @@
 
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
 
 from torch import nn
 
 from modicum.models.configs import KNOWN
-from modicum.types import UserError
+from modicum.types import Frozen, UserError
 
 WORDS = {kind: re.compile(words) for kind, words in KNOWN["words"].items()}
 """Of the names that architectures give to parameters."""
@@ -15,16 +14,14 @@ MERGE = "modicum export --model ADAPTER --out FOLDER --format merged makes one m
 PARTS = ("attention", "mlp", "norm", "bias", "embedding", "head")
 
 
-@dataclass(frozen=True)
-class Place:
+class Place(Frozen):
     """The layer of a parameter (None: outside) and its parts: a query's bias is attention and bias."""
 
     layer: int | None
     parts: frozenset[str]
 
 
-@dataclass(frozen=True)
-class Layout:
+class Layout(Frozen):
     """The places of all parameters, by the name that `named_parameters` gives."""
 
     places: dict[str, Place]

@@ -3,7 +3,6 @@
 The model is built from its config on torch's meta device: names and shapes, no memory.
 """
 
-from dataclasses import dataclass
 from statistics import fmean as mean
 
 import torch
@@ -11,6 +10,7 @@ import torch
 from modicum.config import Trust
 from modicum.models.load import read_config, skeleton, structure
 from modicum.report.words import filled
+from modicum.types import Frozen
 from modicum.updates.base import Prepared, Update
 from modicum.updates.layout import layout
 from modicum.updates.products import backward_share
@@ -18,8 +18,7 @@ from modicum.updates.products import backward_share
 GRADIENT_BYTES = 4  # of a trained number
 
 
-@dataclass(frozen=True)
-class Preview:
+class Preview(Frozen):
     """What an update trains; sizes in numbers or bytes, shares of the model or of full training.
     Under a schedule `parameters`, the bytes and `backward_share` are what is expected on average of
     what trains at a time; `tensors`, `ever` and `names` are of all that may."""

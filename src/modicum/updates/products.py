@@ -5,7 +5,6 @@ input, if anything that trains comes before it ("Backward cost" in docs/updates.
 """
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, nn
@@ -13,6 +12,7 @@ from torch import Tensor, nn
 from modicum.models.configs import KNOWN
 from modicum.models.four_bit import count
 from modicum.models.linear import is_matrix
+from modicum.types import Frozen
 from modicum.updates.base import Prepared
 from modicum.updates.layout import depth
 
@@ -20,16 +20,14 @@ ADAPTER = "default"  # PEFT's name of the only adapter
 Trains = Callable[[Any], bool]  # whether a parameter, or any in a module, trains
 
 
-@dataclass(frozen=True)
-class Link:
+class Link(Frozen):
     """A matrix that an adapter multiplies by, or a scale, which has no product (0 numbers)."""
 
     numbers: int
     trains: bool
 
 
-@dataclass(frozen=True)
-class Chain:
+class Chain(Frozen):
     """What an adapter does, in order; `inside`: to the base layer's input; `whole`: by the gradient
     of the whole weight."""
 
@@ -38,8 +36,7 @@ class Chain:
     whole: bool = False
 
 
-@dataclass(frozen=True)
-class Product:
+class Product(Frozen):
     """A matrix of `numbers` entries in `module`, and how many products backward makes with it."""
 
     name: str

@@ -9,18 +9,19 @@ leaves it where it is, `reset` deletes it, `cpu` moves it to the CPU and back.
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from typing import Any, ClassVar, Literal
 
 import numpy as np
 from torch import Tensor, nn
 
+from modicum.types import Frozen
+
 Policy = Literal["keep", "reset", "cpu"]
 Named = dict[str, nn.Parameter]
 
 
-@dataclass(frozen=True)
-class Decision:
+class Decision(Frozen):
     """What trains from now on, and why; `entries`: flat indices, where only some of a tensor do.
     `restart` deletes all optimizer state, of what goes on training too; `fresh` that of its own."""
 

@@ -96,8 +96,8 @@ def rows(analysis: Analysis) -> Rows:
     arms = [arm for arm in ranked(analysis) if arm.difficulty]
     base = {lv.level: lv.base for a in arms for lv in a.difficulty if lv.base is not None}
     scores = [{v.level: v.accuracy for v in a.difficulty if v.accuracy is not None} for a in arms]
-    found = zip([arm.name for arm in arms], scores, strict=True)
-    return [*([("base", base)] if base else []), *found]
+    named = [("base", base)] if base else []
+    return named + [(arm.name, found) for arm, found in zip(arms, scores, strict=True)]
 
 
 def by_difficulty(

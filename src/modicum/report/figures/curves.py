@@ -7,7 +7,6 @@ right against the root of the KL from the base, under a learned reward.
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
 from statistics import fmean
 from typing import Any
@@ -21,6 +20,7 @@ from modicum.report.read import Columns, RunRecord, colours
 from modicum.report.style import BROAD, INK, NARROW, Axes, Figure, blank, legend, name, series
 from modicum.report.words import ARROW, NONE, general, listed, say
 from modicum.results import Column
+from modicum.types import Frozen
 
 AXES = {"step": "step", "tokens": "generated tokens", "seconds": "seconds of training"}
 RAW_SHOWN = 8  # with more runs the raw values would hide the lines
@@ -33,8 +33,7 @@ ON_SAMPLES = ("Accuracy on training samples", "0 to 1", "correct completions (%)
 TRAINED = Metric(ACCURACY, *ON_SAMPLES)
 
 
-@dataclass(frozen=True)
-class Line:
+class Line(Frozen):
     """The mean over seeds with the lowest and the highest, in the shown unit."""
 
     x: Column

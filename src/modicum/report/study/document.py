@@ -1,23 +1,12 @@
 """What the report of a study says, and its tables: arms, what they cost, the tests of the verdicts."""
 
-from collections.abc import Mapping, Sequence
-from operator import attrgetter
-
 from modicum.report import document as doc
-from modicum.report import words as n
 from modicum.report.document import Builder, Table, TableCell
 from modicum.report.figures import accuracy, arm_curves, changes, frontier
 from modicum.report.study.read import StudyRecord, family, ranked
 from modicum.report.words import NONE, say
 from modicum.results import Analysis, ArmResult
 
-# What the columns of `arm.txt` and `cost.txt` are sorted by.
-ARM = ("", "cost.share", "accuracy", "difference", "retention", "below_base", "cost.time_ratio")
-ARM += ("cost.memory_ratio", "learning_rate", "by_seed")
-COST = ("parameters", "active_parameters_mean", "optimizer_bytes", "peak_memory_bytes")
-COST += ("memory_bytes", "seconds", "step_seconds", "steps", "generated_tokens", "flops_ratio")
-COST = tuple(f"cost.{name}" for name in (*COST, "tuning_runs"))
-TESTS = ("noninferior", "superior", "equivalent", "inferior")
 METHOD = ("data", "difference", "margin", "retention", "not_claimed")  # sections of words.txt
 
 
@@ -112,51 +101,30 @@ def _settings(report: Builder, study: StudyRecord) -> None:
 
 def arms_table(analysis: Analysis) -> Table:
     """A row for each arm: verdict, share, accuracy, difference, retention, cost, rate, seeds."""
-    return _of_arms("The arms, the best first", "arm.txt", ARM, analysis, wrap=True)
+    return _of_arms("The arms, the best first", "arm.txt", analysis, wrap=True)
 
 
 def costs_table(analysis: Analysis) -> Table:
     """What every arm used, as measured: means over its seeds."""
-    return _of_arms("What the arms cost", "cost.txt", COST, analysis, plain=True)
+    return _of_arms("What the arms cost", "cost.txt", analysis, plain=True)
 
 
-def _of_arms(title: str, text: str, keys: Sequence[str], analysis: Analysis, **how: bool) -> Table:
-    arms = ranked(analysis)
-    lines = [[arm_cell(analysis, arm)] for arm in arms]
-    columns = doc.measured(text, arms, analysis=analysis)
-    for key, (_, texts) in zip(keys, columns, strict=True):
-        for line, arm, shown in zip(lines, arms, texts, strict=True):
-            found = attrgetter(key)(arm) if key else None
-            value = len(found) if isinstance(found, Mapping) else getattr(found, "mean", found)
-            line.append(TableCell(shown, value))
-    return doc.table(title, ("arm", *(head for head, _ in columns)), lines, **how)
+def _of_arms(title: str, template: str, analysis: Analysis, **how: bool) -> Table:
+    columns = {"arm": [arm_cell(analysis, arm) for arm in ranked(analysis)]}
+    columns |= doc.sortable(template, ranked(analysis), analysis=analysis)
+    return doc.table(title, list(columns), zip(*columns.values(), strict=True), **how)
 
 
 def tests_table(analysis: Analysis) -> Table | None:
     """The p-values behind the verdicts, as they are and after Holm; None without any."""
-    margin = f"{100 * analysis.margin:g}"
-    heads = ("arm", f"above −{margin}", "above 0", f"within ±{margin}", "below 0", "95 % interval")
-    rows = []
-    for arm in (arm for arm in ranked(analysis) if arm.tests):
-        gap = arm.difference
-        band = TableCell(n.interval(gap.low95, gap.high95), gap.mean) if gap else NONE
-        rows.append([TableCell(arm.name, code=True), *(_test(arm, test) for test in TESTS), band])
+    if not (arms := [arm for arm in ranked(analysis) if arm.tests]):
+        return None
+    columns = {"arm": [TableCell(arm.name, code=True) for arm in arms]}
+    columns |= doc.sortable("tests.txt", arms, margin=100 * analysis.margin)
     title = "p-values of the tests, in brackets after Holm"
-    return doc.table(title, heads, rows, plain=True) if rows else None
+    return doc.table(title, list(columns), zip(*columns.values(), strict=True), plain=True)
 
 
 def arm_cell(analysis: Analysis, arm: ArmResult) -> TableCell:
     """The name of an arm, with the colour of its family."""
     return TableCell(arm.name, series=family(analysis, arm).series, code=True)
-
-
-def _test(arm: ArmResult, name: str) -> TableCell:
-    found = (arm.tests or {}).get(name)
-    if found is None or found.p is None:
-        return TableCell(NONE)
-    text = _p(found.p) + ("" if found.holm is None else f" ({_p(found.holm)})")
-    return TableCell(f"{text} ✓" if found.holds else text, found.p)
-
-
-def _p(value: float) -> str:
-    return "<0.001" if value < 0.001 else f"{value:.3f}"

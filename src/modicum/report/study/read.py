@@ -7,7 +7,7 @@ of steps where there are many. Families of arms, kinds of their updates, have th
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,7 +22,7 @@ from modicum.report.style import INK, MARKERS, MUTED, SERIES, Look
 from modicum.report.words import say
 from modicum.results import Analysis, Anatomy, ArmResult, Column, fill
 from modicum.runs import read_lines, read_object
-from modicum.types import UserError
+from modicum.types import Frozen, UserError
 
 FORMAT = 1
 POINTS = 100  # of a curve: more than a figure can show
@@ -30,8 +30,7 @@ DIGITS = 4  # of a number that is only drawn
 ARMS_SHOWN = 6
 
 
-@dataclass(frozen=True)
-class ShownText:
+class ShownText(Frozen):
     """What was written on a problem, and whether its marked answer is right."""
 
     completion: str
@@ -43,8 +42,7 @@ class ShownText:
         return "right" if self.strict else "wrong"
 
 
-@dataclass(frozen=True)
-class ShownProblem:
+class ShownProblem(Frozen):
     """A held-out problem; `texts` by an arm's slug, that of the base under ""."""
 
     question: str
@@ -52,16 +50,14 @@ class ShownProblem:
     texts: Mapping[str, ShownText]
 
 
-@dataclass(frozen=True)
-class ShownSamples:
+class ShownSamples(Frozen):
     """Completions of several arms on the same problems, and how they were chosen."""
 
     rule: str = ""
     problems: tuple[ShownProblem, ...] = ()
 
 
-@dataclass(frozen=True)
-class ArmCurves:
+class ArmCurves(Frozen):
     """What an arm's runs logged, by seed: columns (NaN: not there), and (step, accuracy).
 
     The config is that of the first seed, the anatomy and the proof of the first finished one."""
@@ -73,8 +69,7 @@ class ArmCurves:
     change_proof: str = ""
 
 
-@dataclass(frozen=True)
-class CurvesFile:
+class CurvesFile(Frozen):
     """`curves.json`: what the report shows of the runs, by an arm's slug."""
 
     format: int
@@ -216,13 +211,11 @@ def _samples(folder: Path, analysis: Analysis) -> dict[str, Any]:
         done = [path for seed, path in _inside(folder, arm).items() if seed in arm.by_seed]
         texts[arm.slug] = _first([path / "completions-trained.jsonl" for path in done[:1]])
     texts = {name: found for name, found in texts.items() if found}
-    problems = []
+    problems, cut = [], slice(LETTERS_SHOWN)
     for key, row in next(iter(texts.values()), {}).items():
         rows = {name: found[key] for name, found in texts.items() if key in found}
-        cut = {s: row.completion[:LETTERS_SHOWN] for s, row in rows.items()}
-        shown = {s: {"completion": cut[s], "strict": row.strict} for s, row in rows.items()}
-        asked = {"question": row.question[:LETTERS_SHOWN], "gold": row.gold[:LETTERS_SHOWN]}
-        problems.append({**asked, "texts": shown})
+        shown = {s: {"completion": r.completion[cut], "strict": r.strict} for s, r in rows.items()}
+        problems.append({"question": row.question[cut], "gold": row.gold[cut], "texts": shown})
     rule = say("rule", problems=len(problems), split=analysis.split)
     return {"rule": rule, "problems": problems} if problems else {}
 

@@ -6,6 +6,7 @@ submitit for SLURM (the extra `slurm`), by Ray Core (the extra `ray`).
 
 import importlib
 import json
+import operator
 import os
 import platform
 import subprocess
@@ -133,9 +134,8 @@ class Slurm(Launcher):
 
         def start(commands: Sequence[Sequence[str]]) -> list[Any]:
             try:
-                with (
-                    executor.batch()
-                ):  # each becomes the process of its cell, and hears SLURM itself
+                with executor.batch():
+                    # Each becomes the process of its cell, and hears SLURM itself.
                     return [executor.submit(os.execv, sys.executable, [*c]) for c in commands]
             except (submitit.core.utils.FailedJobError, OSError) as error:
                 raise UserError(f"sbatch: {str(error).strip().splitlines()[-1]}") from None
@@ -143,9 +143,8 @@ class Slurm(Launcher):
         def state(job: Any) -> str:
             return f"SLURM says {job.state}" if job.done() else ""
 
-        yield Scheduler(
-            place, threads or self.cpus, start, state, lambda job: job.cancel(check=False)
-        )
+        drop = operator.methodcaller("cancel", check=False)
+        yield Scheduler(place, threads or self.cpus, start, state, drop)
 
 
 @dataclass(frozen=True)
@@ -172,6 +171,9 @@ class Ray(Launcher):
         options = {"num_cpus": self.cpus, "num_gpus": self.gpus, "max_calls": 1, "max_retries": 0}
         task = ray.remote(**options)(subprocess.call)
 
+        def start(commands: Sequence[Sequence[str]]) -> list[Any]:
+            return [task.remote([*command]) for command in commands]
+
         def state(job: Any) -> str:
             if not ray.wait([job], timeout=0)[0]:
                 return ""
@@ -183,15 +185,9 @@ class Ray(Launcher):
         try:
             has = ray.cluster_resources()
             if has.get("GPU", 0) < self.gpus or has.get("CPU", 0) < self.cpus:
-                raise UserError(
-                    f"the Ray cluster at {self.address!r} has less than {self} asks for"
-                )
-            yield Scheduler(
-                folder.absolute() / "jobs",
-                threads or self.cpus,
-                lambda commands: [task.remote(list(command)) for command in commands],
-                state,
-                partial(ray.cancel, force=True),
-            )
+                why = f"has less than {self} asks for"
+                raise UserError(f"the Ray cluster at {self.address!r} {why}")
+            place, drop = folder.absolute() / "jobs", partial(ray.cancel, force=True)
+            yield Scheduler(place, threads or self.cpus, start, state, drop)
         finally:
             ray.shutdown()

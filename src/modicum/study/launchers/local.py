@@ -125,9 +125,8 @@ class Forked(Runner):
     def why(self, handle: Handle) -> tuple[int, str]:
         process: ForkServerProcess = handle.job
         process.join()
-        if (
-            process.exitcode == 255
-        ):  # its server was killed: it may live, and nobody hears of its end
+        if process.exitcode == 255:
+            # Its server was killed: it may live, and nobody hears of its end.
             with suppress(ProcessLookupError):
                 os.kill(process.pid, signal.SIGKILL)  # type: ignore[arg-type]
             time.sleep(0.25)  # then the server is gone, and the next process begins another
