@@ -5,6 +5,7 @@ import json
 import random
 import re
 import statistics
+from argparse import Namespace
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -15,6 +16,7 @@ from modicum.commands import printed
 from modicum.commands.train import read
 from modicum.config import TrainConfig
 from modicum.limits import Natural, Positive
+from modicum.options import config_of
 from modicum.report.words import say
 from modicum.rewards.terms import REPORT
 from modicum.runs import Run, check_new, make_folder, read_object
@@ -31,23 +33,10 @@ Made = dict[str, Any]  # what `gather` has in its file
 Enter = Callable[[Made, Problem, Any, Sequence[Completion]], None]
 
 
-@dataclass(frozen=True)
-class Options(Settings):
-    """What to measure."""
-
-    problems: Natural = 0
-    """Train problems, of each level if there are several; 0: all up to 10,000, or 64 of a level
-    (1,024 for pairs)."""
-    samples: Positive = 16
-    """Completions of each, drawn as in training."""
-    file: str = ""
-    """Where to write; empty makes a name under difficulty/ from model, task and sampling."""
-
-
 def run(args: list[str]) -> int:
     """Measure, and print the shares of right answers."""
-    found, options, config = read("difficulty", args, Options)
-    path, made = measure(config, options)
+    found, config = read("difficulty", args)
+    path, made = measure(config, found)
     rates = ((right / of, unit) for unit, (right, of) in made["rates"].items())
     ranked = sorted(rates, reverse=True)
     shown = ranked if len(ranked) <= 12 else [*ranked[:3], *ranked[-3:]]
@@ -57,7 +46,7 @@ def run(args: list[str]) -> int:
     return printed(found.json, {"file": str(path), **made}, "\n".join([text, *lines]))
 
 
-def measure(config: TrainConfig, options: Options) -> tuple[Path, dict[str, Any]]:
+def measure(config: TrainConfig, asked: Namespace) -> tuple[Path, dict[str, Any]]:
     """The file and what is in it, with what was measured before."""
     from modicum.curricula.base import RANKED, turns_of
 
@@ -74,8 +63,8 @@ def measure(config: TrainConfig, options: Options) -> tuple[Path, dict[str, Any]
         right += sum(task.grade(problem, c.text).strict for c in group)
         made["rates"][unit] = [right, of + len(group)]
 
-    count = turns * (options.problems or (OF_A_LEVEL if size is None else RANKED))
-    return gather(session, "difficulty", count, options, {"rates": {}}, enter)
+    count = turns * (asked.problems or (OF_A_LEVEL if size is None else RANKED))
+    return gather(session, "difficulty", count, asked, {"rates": {}}, enter)
 
 
 def drawer(config: TrainConfig) -> "Session":
@@ -88,7 +77,7 @@ def drawer(config: TrainConfig) -> "Session":
 
 
 def gather(
-    session: "Session", purpose: str, count: int, options: Options, fresh: Made, enter: Enter
+    session: "Session", purpose: str, count: int, asked: Namespace, fresh: Made, enter: Enter
 ) -> tuple[Path, Made]:
     """The file of what was drawn for a `purpose` on the first `count` train problems, and its content.
 
@@ -105,11 +94,11 @@ def gather(
     total = count if size is None else min(count, size)
     key: dict[str, Any] = {"base": dict(session.identity.hashes), "task": str(session.task)}
     key |= {"problems": tasks.fingerprint(session.task), "sampling": asdict(sampling)}
-    key = json.loads(json.dumps(key | {"samples": options.samples, "seed": config.seed}))
+    key = json.loads(json.dumps(key | {"samples": asked.samples, "seed": config.seed}))
     digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:8]
     words = re.sub(r"[^a-z0-9]+", "-", f"{Path(config.model).name} {key['task']}".lower())
     name = f"{purpose}/{words[:60].strip('-')}-{digest}.json"
-    path = Path(options.file or name).expanduser()
+    path = Path(asked.file or name).expanduser()
     if path.is_dir():
         raise UserError(f"--file: {path} is a folder; it takes the name of a file")
     begun = {"model": config.model, **key, "done": 0, "tokens": 0, **fresh}
@@ -124,7 +113,7 @@ def gather(
             problems = [task.problem("train", config.seed, place) for place in places]
             prompts = [encode(problem, *form) for problem in problems]
             keys = [(purpose, config.seed, problem.id) for problem in problems]
-            drawn = session.policy.sample(prompts, keys, options.samples, sampling)
+            drawn = session.policy.sample(prompts, keys, asked.samples, sampling)
             for problem, prompt, group in zip(problems, prompts, drawn, strict=True):
                 enter(made, problem, prompt, group)
                 made["tokens"] += sum(len(c.tokens) for c in group)
@@ -154,8 +143,8 @@ class FitOptions(Settings):
 
 def run_pairs(args: list[str]) -> int:
     """Draw completions of the untrained model and pair right with wrong ones."""
-    found, options, config = read("pairs", args, Options)
-    if options.samples < 2:
+    found, config = read("pairs", args)
+    if found.samples < 2:
         needed = "--samples must be at least 2"
         raise UserError(f"pairs: a pair is two completions of a problem; {needed}")
 
@@ -168,8 +157,8 @@ def run_pairs(args: list[str]) -> int:
         if all(problem.question != question for question, *_ in made["pairs"]):
             made["pairs"] += paired(problem.question, prompt, told, config.seed)
 
-    count = options.problems or PROBLEMS
-    path, made = gather(session, "pairs", count, options, {"pairs": []}, enter)
+    count = found.problems or PROBLEMS
+    path, made = gather(session, "pairs", count, found, {"pairs": []}, enter)
     parts = split([Preference(*pair) for pair in made["pairs"]], config.seed)
     told: dict[str, Any] = {**made, "pairs": {part: len(of) for part, of in parts.items()}}
     return printed(found.json, {"file": str(path), **told}, say("pairs", file=path, **told))
@@ -177,8 +166,8 @@ def run_pairs(args: list[str]) -> int:
 
 def run_reward_model(args: list[str]) -> int:
     """Train a reward model and say what it is worth; 1 if it does not beat its rivals."""
-    found, options, config = read("reward-model", args, FitOptions)
-    report = reward_model(config, options)
+    found, config = read("reward-model", args, learning=FitOptions)
+    report = reward_model(config, config_of(FitOptions, found))
     text = say("reward_model", folder=config.out, **report)
     return printed(found.json, report, text, int(not report["beats"]))
 
