@@ -11,14 +11,14 @@ from collections.abc import Callable, Sequence
 from fractions import Fraction
 from typing import NamedTuple
 
-from modicum.grading import patterns
+from modicum.grading import patterns, rules
 from modicum.grading.parts import WRITTEN, Parts, reals, split
 from modicum.grading.quantities import number, quantity, same_quantity, split_unit
 from modicum.grading.spelling import TEXT, clean, key
 
 MAX_EXPRESSION = 500  # characters
 MAX_BRACKETS = 40
-SIGNS = {r"\times": "*", r"\cdot": "*", r"\div": "/"}
+SIGNS = rules("countdown")
 # No **, //, leading zeros, and a sign only first or first in a bracket, a minus.
 ALLOWED = re.compile(r"[-+*/()0-9\s]*", re.ASCII)
 REFUSED = re.compile(r"[-+*/]\s*[-+*/]|(?:^|\()\s*\+|(?<![0-9])0[0-9]", re.ASCII)
@@ -204,10 +204,7 @@ def countdown(answer: str, numbers: Sequence[int], target: int) -> bool:
     may follow, if it is the target."""
     if len(answer) > MAX_EXPRESSION:
         return False
-    text = clean(answer)
-    for sign, plain in SIGNS.items():
-        text = text.replace(sign, plain)
-    text, equals, claimed = text.partition("=")
+    text, equals, claimed = SIGNS(clean(answer)).partition("=")
     used: list[int] = []
     return (
         not (equals and number(claimed) != target)

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from fractions import Fraction
 from functools import reduce
 
-from modicum.grading import patterns
+from modicum.grading import patterns, rules
 from modicum.grading.quantities import quantity
 from modicum.grading.spelling import TEXT, key
 
@@ -18,7 +18,7 @@ Parts = tuple[str, list[str]]
 
 UNEQUAL = re.compile(r"[<>]|!=")
 OPENING, CLOSING = "([{⟨‹", ")]}⟩›"
-BRACKETS = {r"\{": "⟨", r"\}": "⟩", r"\langle": "‹", r"\rangle": "›"}
+with_brackets = rules("brackets")  # one character for \{ and the like
 JOINT, MATRIX, BUILDER = patterns("joint matrix builder")
 JOINED = re.compile(r"\b(and|or)\b")
 NESTED = re.compile(r"(?:Matrix\()?\[\s*\[([^\[\]]*(?:\]\s*,?\s*\[[^\[\]]*)*)\]\s*\]\)?")
@@ -66,13 +66,6 @@ def rows_of(text: str) -> list[list[str]] | None:
         return [row.split("&") for row in match[2].split(r"\\")]
     match = NESTED.fullmatch(text)
     return [row.split(",") for row in re.split(r"\]\s*,?\s*\[", match[1])] if match else None
-
-
-def with_brackets(text: str) -> str:
-    r"""`text` with one character for \{ and the like."""
-    for command, bracket in BRACKETS.items():
-        text = text.replace(command, bracket)
-    return text
 
 
 def at_commas(text: str) -> list[str] | None:

@@ -18,8 +18,7 @@ SIGNS = str.maketrans(
     | {"…": "...", "¢": " cents", "∛": r"\sqrt[3]"}
 )
 SCRIPTS = re.compile("([⁰¹²³⁴-⁹⁺⁻⁽⁾ⁿⁱ]+)|([₀-₉₊₋ₙₖ]+)")
-CLEAN = rules("clean")
-INFINITY = re.compile(r"(?<![A-Za-z\\])(?:oo|[Ii]nf(?:inity)?)(?![A-Za-z])")
+CLEAN, PROGRAMS = rules("clean"), rules("programs")
 
 (TEXT,) = patterns("text")
 UNWRAP = (("$$", "$$"), ("$", "$"), (r"\(", r"\)"), (r"\[", r"\]"), ("**", "**"), ("__", "__"))
@@ -43,12 +42,8 @@ def clean(text: str) -> str:
     if "\\" in text:
         if r"\begin" in text:
             text = re.sub(r"\\\\\[[^\[\]]*\]", r"\\\\", text)
-        for old, new in WORDS["spellings"].items():
-            text = text.replace(old, new)
         text = CLEAN(text)
-    for old, new in (("==", "="), ("math.", ""), ("np.", ""), ("~", " ")):
-        text = text.replace(old, new)
-    text = INFINITY.sub(r"\\infty ", text).strip()
+    text = PROGRAMS(text).strip()
     for _ in range(4):
         before = text
         text = STOP.sub("", text).strip()
