@@ -19,9 +19,6 @@ from modicum.grading.spelling import TEXT, clean, key
 MAX_EXPRESSION = 500  # characters
 MAX_BRACKETS = 40
 SIGNS = rules("countdown")
-# No **, //, leading zeros, and a sign only first or first in a bracket, a minus.
-ALLOWED = re.compile(r"[-+*/()0-9\s]*", re.ASCII)
-REFUSED = re.compile(r"[-+*/]\s*[-+*/]|(?:^|\()\s*\+|(?<![0-9])0[0-9]", re.ASCII)
 OPERATIONS: dict[type[ast.operator], Callable[[Fraction, Fraction], Fraction]] = {
     ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, ast.Div: operator.truediv,
 }  # fmt: skip
@@ -40,9 +37,9 @@ NO_ALGEBRA = Algebra(
 )
 MAX_LOOSE = 12  # members of a list that are paired by trying
 
-VARIABLE, CHOICE, CHOICES, BOUND = patterns("variable choice choices bound")
+VARIABLE, CHOICE, CHOICES, BOUND, TIME = patterns("variable choice choices bound time")
+ALLOWED, REFUSED = patterns("allowed refused")
 INDEX = re.compile(r"_\{\d\}$")
-TIME = re.compile(r"(\d{1,2}):(\d{2})(?::(\d{2}))?\s*(?:([ap])\.?\s?m\.?)?", re.I | re.ASCII)
 
 
 def same(gold: str, answer: str, depth: int = 2, algebra: Algebra = NO_ALGEBRA) -> bool:

@@ -20,12 +20,10 @@ SIGNS = str.maketrans(
 SCRIPTS = re.compile("([⁰¹²³⁴-⁹⁺⁻⁽⁾ⁿⁱ]+)|([₀-₉₊₋ₙₖ]+)")
 CLEAN, PROGRAMS = rules("clean"), rules("programs")
 
-(TEXT,) = patterns("text")
+TEXT, STOP, WORD = patterns("text stop word")
 UNWRAP = (("$$", "$$"), ("$", "$"), (r"\(", r"\)"), (r"\[", r"\]"), ("**", "**"), ("__", "__"))
 UNWRAP += (("*", "*"), ("`", "`"))
-STOP = re.compile(r"(?<![\\.])[.,;]$")
 KEY = rules("key")
-WORD = re.compile(r"[A-Za-z]{2,}")
 SYNONYMS = {
     other: first
     for first, *others in map(str.split, WORDS["synonyms"].splitlines())
