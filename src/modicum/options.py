@@ -21,7 +21,7 @@ from typing import Any, NoReturn, TypeVar
 
 from modicum.limits import Limits, within
 from modicum.settings import AUTO, elsewhere, from_mapping, places, tables
-from modicum.spec import nearest
+from modicum.spec import check, nearest
 from modicum.types import UserError
 
 C = TypeVar("C")
@@ -35,7 +35,7 @@ class Parser(argparse.ArgumentParser):
     """The parser of a command: errors are one line and exit code 2; every command has --json."""
 
     def __init__(self, name: str) -> None:
-        text, self.limits = HELP["commands"][name], dict[argparse.Action, Limits]()
+        text, self.numbers = HELP["commands"][name], dict[argparse.Action, tuple[type, Limits]]()
         super().__init__(
             prog=f"modicum {name}",
             description=text["about"],
@@ -71,8 +71,10 @@ class Parser(argparse.ArgumentParser):
             # A variable of the shell that is not set must not stand for what is taken by default.
             if value in ("", [""]) and action.default not in (argparse.SUPPRESS, value):
                 self.error(str(argparse.ArgumentError(action, "an empty text is no value")))
-            if action in self.limits and value is not None:
-                within(action.option_strings[0], value, *self.limits[action])
+            if action in self.numbers and value is not None:
+                kind, limits = self.numbers[action]
+                setattr(found, action.dest, check(action.option_strings[0], value, kind))
+                within(action.option_strings[0], value, *limits)
         return found
 
 

@@ -6,7 +6,7 @@ import os
 from typing import Any
 
 from modicum.limits import Limits
-from modicum.options import HELP, Parser, add_options
+from modicum.options import HELP, Parser, add_options, as_number
 
 
 def folder(name: str) -> str:
@@ -40,7 +40,9 @@ def parser(name: str, **configs: type) -> Parser:
         action = groups.get(group or title, made).add_argument(flag, **how)
         # Not before, or a switch says it in its help.
         action.default = action.default if default is None else default
-        made.limits |= {action: Limits(*limits)} if limits else {}
+        if limits:
+            made.numbers[action] = how["type"], Limits(*limits)
+            action.type = as_number
     for title, cls in configs.items():
         add_options(made, cls, title)
     return made
