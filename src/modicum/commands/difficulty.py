@@ -7,20 +7,17 @@ import re
 import statistics
 from argparse import Namespace
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from modicum.answers import STYLES
 from modicum.commands import printed
 from modicum.commands.train import read
 from modicum.config import TrainConfig
-from modicum.limits import Natural, Positive
-from modicum.options import config_of
 from modicum.report.words import say
 from modicum.rewards.terms import REPORT
 from modicum.runs import Run, check_new, make_folder, read_object
-from modicum.settings import Settings
 from modicum.types import Completion, Problem, UserError
 
 if TYPE_CHECKING:
@@ -28,6 +25,7 @@ if TYPE_CHECKING:
 
 OF_A_LEVEL, CHUNK = 64, 32  # problems
 PROBLEMS, FORWARD, WITNESSES = 1024, 16, 2  # pairs of a forward, and for a witness
+FIT = ("pairs", "loss", "epochs", "rank", "targets", "shuffle_labels")  # how a reward model learns
 RATES = (1e-5, 1e-4)  # of all weights, of a LoRA
 Made = dict[str, Any]  # what `gather` has in its file
 Enter = Callable[[Made, Problem, Any, Sequence[Completion]], None]
@@ -123,24 +121,6 @@ def gather(
     return path, made
 
 
-@dataclass(frozen=True)
-class FitOptions(Settings):
-    """How to learn from pairs; --prompts-per-step pairs are a step."""
-
-    pairs: str = ""
-    """The file of `modicum pairs`, or rows of `prompt, chosen, rejected`: a file, or a folder."""
-    loss: Literal["pairwise", "pointwise"] = "pairwise"
-    """Which of two is better (Bradley-Terry), or each alone, right or wrong (cross-entropy)."""
-    epochs: Positive = 1
-    """How often every pair is seen."""
-    rank: Natural = 8
-    """Of the LoRA, whose alpha is twice that; 0 trains all weights instead."""
-    targets: str = "q_proj, k_proj, v_proj, o_proj"
-    """Layers that it is in, as PEFT names them; all-linear: all."""
-    shuffle_labels: bool = False
-    """Toss a coin for which answer is the better one: a placebo."""
-
-
 def run_pairs(args: list[str]) -> int:
     """Draw completions of the untrained model and pair right with wrong ones."""
     found, config = read("pairs", args)
@@ -166,14 +146,15 @@ def run_pairs(args: list[str]) -> int:
 
 def run_reward_model(args: list[str]) -> int:
     """Train a reward model and say what it is worth; 1 if it does not beat its rivals."""
-    found, config = read("reward-model", args, learning=FitOptions)
-    report = reward_model(config, config_of(FitOptions, found))
+    found, config = read("reward-model", args)
+    report = reward_model(config, {name: getattr(found, name) for name in FIT})
     text = say("reward_model", folder=config.out, **report)
     return printed(found.json, report, text, int(not report["beats"]))
 
 
-def reward_model(config: TrainConfig, options: FitOptions) -> dict[str, Any]:
-    """Train and write the reward model in `config.out`; its report."""
+def reward_model(config: TrainConfig, fit: dict[str, Any]) -> dict[str, Any]:
+    """Train and write the reward model in `config.out`; its report. `fit` says how to learn from
+    pairs, of which `prompts_per_step` are a step."""
     import torch
 
     from modicum import learned
@@ -181,7 +162,8 @@ def reward_model(config: TrainConfig, options: FitOptions) -> dict[str, Any]:
     from modicum.models.load import load, locate
     from modicum.tasks.prompts import encode
 
-    if not (options.pairs and config.out):
+    pairs = fit["pairs"]
+    if not (pairs and config.out):
         raise UserError("reward-model needs --pairs FILE and --out FOLDER")
     check_new(folder := Path(config.out), False)
     if (source := locate(config.model, config.trust, config.base)).adapter:
@@ -195,30 +177,30 @@ def reward_model(config: TrainConfig, options: FitOptions) -> dict[str, Any]:
         prompt = encode(Problem(where, question, ""), tokenizer, sampling)
         return [prompt, *((*of, loaded.end_tokens[0]) for of in ids)]
 
-    found, told = learned.read(options.pairs, encoded)
+    found, told = learned.read(pairs, encoded)
     if "base" in told:
-        loaded.identity.require(told["base"], f"{options.pairs} is of", config.model)
+        loaded.identity.require(told["base"], f"{pairs} is of", config.model)
     train, _, tests = learned.split(found, seed).values()
     if not (train and tests):
-        raise UserError(f"{options.pairs}: {len(found)} pairs are too few to train and test on")
+        raise UserError(f"{pairs}: {len(found)} pairs are too few to train and test on")
     seen, style, taught = train[: len(tests)], STYLES.get(config.sampling.style), train
-    if options.shuffle_labels:
+    if fit["shuffle_labels"]:
         turned = [p._replace(chosen=p.rejected, rejected=p.chosen) for p in train]
         taught = [coin.choice(both) for both in zip(train, turned, strict=True)]
-    order = [pair for _ in range(options.epochs) for pair in coin.sample(taught, len(taught))]
+    order = [pair for _ in range(fit["epochs"]) for pair in coin.sample(taught, len(taught))]
     model = classifier(source.place, loaded.device, torch.float32, num_labels=1)
-    model = learned.adapted(model, options.rank, options.targets, seed)
+    model = learned.adapted(model, fit["rank"], fit["targets"], seed)
     many = told.get("done", 0) * told.get("samples", 0)
-    rate = config.optimizer.learning_rate or RATES[options.rank > 0]
+    rate = config.optimizer.learning_rate or RATES[fit["rank"] > 0]
     sizes = config.batch.prompts_per_step, config.batch.micro_batch // 2 or FORWARD
-    learned.fit(model, order, getattr(learned, options.loss), rate, sizes)
+    learned.fit(model, order, getattr(learned, fit["loss"]), rate, sizes)
     with torch.no_grad():
         both = torch.cat([*learned.scored(model, tests + seen, sizes[1])]).tolist()
     report = learned.judge(tests, both[: len(tests)], style.format_ok if style else bool, train)
     report |= {
         "seen": statistics.fmean(learned.by_problem(seen, both[len(tests) :])),
         **{"model": config.model, "base": dict(loaded.identity.hashes), "seed": seed},
-        **{"options": asdict(options), "learning_rate": rate},
+        **{"options": fit, "learning_rate": rate},
         "spent": told and {"completions": many, "tokens": told["tokens"]},
         "witness": [*zip(tests[:WITNESSES], both, strict=False)],
     }

@@ -62,9 +62,9 @@ def settings(found: argparse.Namespace, below: dict[str, Any]) -> TrainConfig:
     return from_mapping(TrainConfig, merge(tables, given(TrainConfig, found)), "options")
 
 
-def read(name: str, args: list[str], **more: type) -> tuple[argparse.Namespace, TrainConfig]:
-    """The arguments of a command that takes those of `more` and the options of `modicum train`."""
-    found = parser(name, **more, run=TrainConfig).read(args)
+def read(name: str, args: list[str]) -> tuple[argparse.Namespace, TrainConfig]:
+    """The arguments of a command that takes the options of `modicum train`, and their config."""
+    found = parser(name, run=TrainConfig).read(args)
     return found, settings(found, {})
 
 
