@@ -9,7 +9,7 @@ from fractions import Fraction
 from functools import lru_cache
 from typing import NamedTuple
 
-from modicum.grading import WORDS, patterns
+from modicum.grading import WORDS, firsts, patterns
 from modicum.grading.spelling import TEXT, clean
 
 MAX_TEXT = 1100  # characters of a number with its unit
@@ -23,11 +23,7 @@ FORMS = patterns("mixed fraction scientific raised repeating dotted plain")
 MIXED, FRACTION, SCIENTIFIC, RAISED, REPEATING, DOTTED, PLAIN = FORMS
 CURRENCY = {"$": "dollar", "€": "euro", "£": "pound", "¥": "yen", "₹": "rupee"}
 
-UNIT_NAMES = {
-    word: line.split()[0]
-    for line in WORDS["units"].replace("\n", ";").split(";")
-    for word in line.split()
-}
+UNIT_NAMES = firsts("units")
 UNITS = frozenset(UNIT_NAMES.values())
 UNIT_SYNONYMS = {"unit": "", "unit2": "", "unit3": "", "mph": "mi/h", "kph": "km/h"}
 POWERS = {"square": "2", "sq": "2", "cubic": "3", "cu": "3"}

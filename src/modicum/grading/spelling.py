@@ -4,19 +4,10 @@ import re
 from functools import lru_cache
 from unicodedata import normalize
 
-from modicum.grading import WORDS, pairs, patterns, rules
+from modicum.grading import firsts, pairs, patterns, rules
 
-SIGNS = str.maketrans(
-    {sign: rf"\{name} " for sign, name in pairs("signs").items()}
-    | {sign: rf"\mathbb{{{name}}}" for sign, name in zip("ℝℤℕℚℂ", "RZNQC", strict=True)}
-    | {
-        sign: rf"\frac{{{top}}}{{{bottom}}}"
-        for sign in "½⅓⅔¼¾⅕⅖⅗⅘⅙⅚⅐⅛⅜⅝⅞⅑⅒"
-        for top, bottom in [normalize("NFKC", sign).split("\u2044")]
-    }
-    | dict(zip("\u2212\u2013\u2014\u2044∕∗′º∣", "---//*'°|", strict=True))
-    | {"…": "...", "¢": " cents", "∛": r"\sqrt[3]"}
-)
+COMMANDS = {sign: rf"\{name} " for sign, name in pairs("signs").items()}
+SIGNS = str.maketrans(COMMANDS | pairs("characters") | {"¢": " cents"})
 SCRIPTS = re.compile("([⁰¹²³⁴-⁹⁺⁻⁽⁾ⁿⁱ]+)|([₀-₉₊₋ₙₖ]+)")
 CLEAN, PROGRAMS = rules("clean"), rules("programs")
 
@@ -24,11 +15,7 @@ TEXT, STOP, WORD = patterns("text stop word")
 UNWRAP = (("$$", "$$"), ("$", "$"), (r"\(", r"\)"), (r"\[", r"\]"), ("**", "**"), ("__", "__"))
 UNWRAP += (("*", "*"), ("`", "`"))
 KEY = rules("key")
-SYNONYMS = {
-    other: first
-    for first, *others in map(str.split, WORDS["synonyms"].splitlines())
-    for other in others
-}
+SYNONYMS = firsts("synonyms")
 
 
 def clean(text: str) -> str:
