@@ -12,13 +12,12 @@ import itertools
 import random
 from abc import ABC, abstractmethod
 from dataclasses import replace
-from typing import Any, ClassVar, Protocol, TypeVar, runtime_checkable
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 from modicum import answers
 from modicum.spec import Named, check
 from modicum.types import SPLITS, Grade, Problem, Split, UserError
 
-T = TypeVar("T")
 Level = int | tuple[int, ...]
 """A setting of a procedural task, or several values of it, each a level."""
 SHARES: dict[Split, int] = {"train": 80, "tune": 10, "test": 10}  # percent of all problems
