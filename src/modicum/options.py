@@ -51,7 +51,8 @@ class Parser(argparse.ArgumentParser):
 
     def _check_value(self, action: argparse.Action, value: Any) -> None:
         if action.choices is not None and value not in action.choices:
-            self.error(f"{action.option_strings[0]} is {value!r}; {nearest(value, action.choices)}")
+            name = (action.option_strings or [action.dest])[0]
+            self.error(f"{name} is {value!r}; {nearest(value, action.choices)}")
 
     def read(self, args: list[str]) -> argparse.Namespace:
         """Parse `args`; an unknown option is answered with the nearest known one."""

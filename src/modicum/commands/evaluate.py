@@ -39,8 +39,6 @@ def run_extrapolate(args: list[str]) -> int:
     saved = {int(path.name.removeprefix("step-")): path for path in runs.checkpoints(place)}
     first, last = _ends(place, sorted(saved), found.first, found.to)
     budget = found.budget
-    if found.k and budget is not None:
-        raise UserError("--k and --budget exclude each other")
     if budget is not None and budget <= last:
         raise UserError(f"--budget {budget} lies not beyond step {last}, from which it goes on")
     beyond = 1.0 if budget is None else (budget - last) / (last - first)
@@ -86,8 +84,6 @@ def _ends(place: Path, saved: list[int], first: int | None, last: int | None) ->
 def run_export(args: list[str]) -> int:
     """Write a run or a base as a folder that plain transformers or peft loads."""
     found = parser("export", trust=Trust).read(args)
-    if not found.out:
-        raise UserError("export needs --out FOLDER")
     if found.format == "adapter" and not found.run:
         raise UserError("--format adapter needs a RUN that trained an adapter")
 

@@ -19,9 +19,6 @@ from modicum.study.run import analyse_study, run_study, study_cost, study_status
 from modicum.study.scan import Scan, run_scan
 from modicum.types import UserError
 
-ACTIONS = ("run", "cost", "status", "analyse", "same")
-
-
 HOW = ("jobs", "launcher", "retry_failed")  # runs are made
 
 
@@ -37,10 +34,6 @@ class Printed(StudyObserver):
 def run(args: list[str]) -> int:
     """Do what the first word says with the study that the second names."""
     found = parser("study").read(args)
-    if found.action not in ACTIONS:
-        raise UserError(f"study takes one of {', '.join(ACTIONS)} first, not {found.action!r}")
-    if not found.file:
-        raise UserError(f"study {found.action} needs a study.toml")
     if found.action == "same":
         if not found.other:
             raise UserError("study same needs two folders")
