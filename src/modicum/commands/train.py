@@ -76,10 +76,12 @@ def run_doctor(args: list[str]) -> int:
 
 def tell(config: TrainConfig, as_json: bool, problems: int = 0, shown: int = 2) -> int:
     """Print what the doctor finds."""
-    from modicum import doctor
+    from modicum.doctor import examine
+    from modicum.report.words import filled
 
-    seen = doctor.examine(config, problems)
-    return printed(as_json, seen, doctor.text(seen, shown), int(not seen["learns"]))
+    seen = examine(config, problems)
+    text = filled("doctor.txt", shown=shown, **seen)
+    return printed(as_json, seen, text, int(not seen["learns"]))
 
 
 def run_probe(args: list[str]) -> int:
