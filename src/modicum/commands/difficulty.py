@@ -33,21 +33,9 @@ Enter = Callable[[Made, Problem, Any, Sequence[Completion]], None]
 
 def run(args: list[str]) -> int:
     """Measure, and print the shares of right answers."""
-    found, config = read("difficulty", args)
-    path, made = measure(config, found)
-    rates = ((right / of, unit) for unit, (right, of) in made["rates"].items())
-    ranked = sorted(rates, reverse=True)
-    shown = ranked if len(ranked) <= 12 else [*ranked[:3], *ranked[-3:]]
-    mean = statistics.fmean(rate for rate, _ in ranked)
-    text = say("rates", file=path, mean=mean, ranked=ranked, **made)
-    lines = (f"  {rate:6.1%}  {unit}" for rate, unit in shown)
-    return printed(found.json, {"file": str(path), **made}, "\n".join([text, *lines]))
-
-
-def measure(config: TrainConfig, asked: Namespace) -> tuple[Path, dict[str, Any]]:
-    """The file and what is in it, with what was measured before."""
     from modicum.curricula.base import RANKED, turns_of
 
+    found, config = read("difficulty", args)
     session = drawer(config)
     task = session.task
     size, turns = task.size("train"), turns_of(task)
@@ -61,8 +49,15 @@ def measure(config: TrainConfig, asked: Namespace) -> tuple[Path, dict[str, Any]
         right += sum(task.grade(problem, c.text).strict for c in group)
         made["rates"][unit] = [right, of + len(group)]
 
-    count = turns * (asked.problems or (OF_A_LEVEL if size is None else RANKED))
-    return gather(session, "difficulty", count, asked, {"rates": {}}, enter)
+    count = turns * (found.problems or (OF_A_LEVEL if size is None else RANKED))
+    path, made = gather(session, "difficulty", count, found, {"rates": {}}, enter)
+    rates = ((right / of, unit) for unit, (right, of) in made["rates"].items())
+    ranked = sorted(rates, reverse=True)
+    shown = ranked if len(ranked) <= 12 else [*ranked[:3], *ranked[-3:]]
+    mean = statistics.fmean(rate for rate, _ in ranked)
+    text = say("rates", file=path, mean=mean, ranked=ranked, **made)
+    lines = (f"  {rate:6.1%}  {unit}" for rate, unit in shown)
+    return printed(found.json, {"file": str(path), **made}, "\n".join([text, *lines]))
 
 
 def drawer(config: TrainConfig) -> "Session":
