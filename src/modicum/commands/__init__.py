@@ -5,6 +5,7 @@ import json
 import os
 from typing import Any
 
+from modicum.config import TrainConfig
 from modicum.limits import Limits
 from modicum.options import HELP, Parser, add_options, as_number
 
@@ -27,7 +28,7 @@ def parser(name: str, **configs: type) -> Parser:
     """The parser of a command, with the arguments that help.toml has of it, and with an option for
     every field of `configs`, which are named by their titles."""
     made, told, groups = Parser(name), HELP["commands"][name], dict[str, Any]()
-    sources = HELP["sources"] if told.get("sources") else {}
+    sources = HELP["sources"] if TrainConfig in configs.values() else {}
     for flag, given in {**sources, **told.get("arguments", {})}.items():
         how: dict[str, Any] = dict(given)
         how = TYPES.get(how.pop("type", ""), {}) | how
