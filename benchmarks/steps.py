@@ -28,7 +28,7 @@ from typing import Any
 import torch
 
 from modicum import objectives, runs
-from modicum.commands.difficulty import FitOptions, reward_model
+from modicum.commands.difficulty import reward_model
 from modicum.config import TrainConfig
 from modicum.engine.reward import last_states
 from modicum.tasks import prompts
@@ -105,9 +105,10 @@ def learned(name: str, pairs: int, run: runs.Run) -> tuple[float, float, float]:
     """What a step takes longer (`step`) or what scoring takes (`scoring`), in forwards."""
     rows = [{"prompt": f"{n}?", "chosen": f"{n} a", "rejected": f"{n} b"} for n in range(200)]
     (run.folder / "rows.jsonl").write_text(runs.to_lines(rows))
-    options = FitOptions(pairs=str(run.folder / "rows.jsonl"))
+    fit = {"pairs": str(run.folder / "rows.jsonl"), "loss": "pairwise", "epochs": 1, "rank": 8}
+    fit |= {"targets": "q_proj, k_proj, v_proj, o_proj", "shuffle_labels": False}
     if not (folder := run.folder / "judge").exists():
-        reward_model(replace(TrainConfig(), model=MODEL[0], out=str(folder)), options)
+        reward_model(replace(TrainConfig(), model=MODEL[0], out=str(folder)), fit)
     text = f"learned({str(folder)!r}, force=True)"
     plain, judged = (session_of(update="last(1)", reward=r) for r in ("random", text))
     ((_, term),) = judged.reward.terms

@@ -72,7 +72,7 @@ pytestmark = pytest.mark.usefixtures("quiet")
         (["evaluate", "nowhere"], ["nowhere is not a run folder"]),
         (["evaluate", "--problems", "x"], ["problems must be a whole number"]),
         (["export", "nowhere", "--out", "x"], ["nowhere is not a run folder"]),
-        (["export"], ["needs --out"]),
+        (["export"], ["required: --out"]),
         (["export", "--out", "x", "--format", "adapter"], ["needs a RUN"]),
         (["export", "--out", "x", "--format", "gguf"], ["format", "adapter, merged"]),
         (["report"], ["needs at least one run folder"]),

@@ -6,6 +6,7 @@ import argparse
 import copy
 import dataclasses
 import math
+import re
 import tomllib
 import typing
 from collections.abc import Callable
@@ -17,7 +18,8 @@ import numpy as np
 import pytest
 
 from modicum import options, settings
-from modicum.commands import evaluate, plan, study, tasks, train
+from modicum.commands import parser as parser_of
+from modicum.commands import train
 from modicum.config import (
     KINDS,
     Budget,
@@ -35,7 +37,16 @@ from modicum.config import (
     to_toml,
 )
 from modicum.face.evaluation import EvaluateConfig
-from modicum.options import Parser, add_options, as_number, field_docs, given, merge
+from modicum.options import (
+    HELP,
+    Parser,
+    add_options,
+    as_number,
+    config_of,
+    field_docs,
+    given,
+    merge,
+)
 from modicum.parts import parsers
 from modicum.settings import kept
 from modicum.types import UserError
@@ -379,17 +390,40 @@ def test_names_are_unique_across_sections(root: type) -> None:
     assert len(names) == len(set(names))
 
 
-@pytest.mark.parametrize(
-    "options",
-    [
-        *(EvaluateConfig, train.DemoOptions, evaluate.ExportOptions, study.ReportOptions),
-        *(tasks.Options, plan.UpdatesOptions),
-    ],
-)
-def test_every_option_of_a_command_is_documented(options: Any) -> None:
-    docs, hints = field_docs(options), typing.get_type_hints(options)
-    for field in dataclasses.fields(options):
+def test_every_option_of_an_evaluation_is_documented() -> None:
+    docs, hints = field_docs(EvaluateConfig), typing.get_type_hints(EvaluateConfig)
+    for field in dataclasses.fields(EvaluateConfig):
         assert dataclasses.is_dataclass(hints[field.name]) or docs[field.name].endswith(".")
+
+
+@pytest.mark.parametrize("name", HELP["commands"])
+def test_every_argument_of_a_command_is_documented(name: str) -> None:
+    for flag, told in HELP["commands"][name].get("arguments", {}).items():
+        assert told["help"], flag
+        default = told.get("default")
+        if "section" in told and default not in (None, "") and told.get("type") != "switch":
+            assert told["help"].endswith(f"(default {default})"), flag
+
+
+def test_arguments_have_types_limits_and_defaults() -> None:
+    plan = parser_of("plan").read(["--markdown", "--prompt-tokens", "3"])
+    assert (plan.markdown, plan.require_fit, plan.prompt_tokens) == (True, False, 3)
+    assert (plan.hardware, plan.updates) == ("this", "")
+    assert parser_of("plan").read([]).prompt_tokens is None
+    assert parser_of("grade").read([]).symbolic is True
+    assert parser_of("grade").read(["--no-symbolic", "--time-limit", "0.5"]).time_limit == 0.5
+    for name, option, value, problem in [
+        ("plan", "--prompt-tokens", "0", "--prompt-tokens must be at least 1, not 0"),
+        ("grade", "--time-limit", "0", "--time-limit must be above 0 and at most 1000000, not 0"),
+        ("grade", "--time-limit", "nan", "--time-limit must be a number, not nan"),
+        ("doctor", "--problems", "1.5", "--problems must be a whole number, not 1.5"),
+        ("export", "--format", "zip", "--format is 'zip'; known are adapter, merged"),
+        ("plan", "--hardware", "", "argument --hardware: an empty text is no value"),
+    ]:
+        with pytest.raises(UserError, match=re.escape(problem)):
+            parser_of(name).read([option, value])
+    assert parser_of("plan").read(["--models", ""]).models == ""
+    assert parser_of("doctor").read(["--problems", "1e3"]).problems == 1000
 
 
 def test_a_training_temperature_of_0_is_refused_but_not_an_evaluating_one() -> None:
@@ -412,10 +446,12 @@ def test_stop_strings_are_one_text_or_several(tmp_path: Path) -> None:
         (["--stop", "a"], ("a",)),
         (["--stop", "</answer>", "--stop=\nUser:"], ("</answer>", "\nUser:")),
     ]:
-        parser = Parser("recipes")
-        assert parser.options(list(args), Sampling, "sampling")[1].stop == stop
+        parser = parser_of("recipes", sampling=Sampling)
+        assert config_of(Sampling, parser.read(list(args))).stop == stop
     with pytest.raises(UserError, match="options: stop: an empty text beside others"):
-        Parser("recipes").options(["--stop", "", "--stop", "a"], Sampling, "sampling")
+        config_of(
+            Sampling, parser_of("recipes", sampling=Sampling).read(["--stop", "", "--stop", "a"])
+        )
 
 
 def test_names_of_elsewhere_lead_to_what_is_here() -> None:

@@ -84,7 +84,7 @@ def test_the_command(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
         (["--to", "2"], "no checkpoint before step 2, and a line needs two; .*--keep-checkpoints"),
         (["--to", "9"], "has no checkpoint of b"),
         (["--budget", "4"], "not beyond step 4"),
-        (["--k", "1", "--budget", "9"], "exclude each other"),
+        (["--k", "1", "--budget", "9"], "--budget: not allowed with argument --k"),
         (["--k", "nan"], "finite"),
         (["--k", "one"], "invalid float"),
     ]:

@@ -113,7 +113,7 @@ def test_options(grade: Any) -> None:
     assert grade([line], "--json", "--time-limit", "5")[0][0]["strict"]
     assert grade([])[0] == []
     for text in ("0", "-1", "nan", "inf", "soon"):
-        with pytest.raises(UserError, match=r"time_limit must be (a number|above 0)"):
+        with pytest.raises(UserError, match=r"--time-limit must be (a number|above 0)"):
             cli.run(["grade", "--time-limit", text])
 
 

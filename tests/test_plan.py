@@ -233,7 +233,7 @@ def test_a_plan_that_fails_has_no_more_to_say() -> None:
 
 @pytest.mark.parametrize("tokens", ["0", "-3", "many"])
 def test_wrong_prompt_tokens_are_refused(tokens: str) -> None:
-    with pytest.raises(UserError, match="prompt_tokens"):
+    with pytest.raises(UserError, match="--prompt-tokens must be"):
         cli.run(["plan", "--prompt-tokens", tokens])
 
 

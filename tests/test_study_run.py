@@ -367,9 +367,9 @@ def test_wrong_input_is_one_line(tmp_path: Path, folders: dict[str, Path]) -> No
     broken.mkdir()
     (broken / "analysis.json").write_text('{"arms": 3}')
     for args, message in (
-        (["study"], "takes one of run"),
-        (["study", "go", str(path)], "not 'go'"),
-        (["study", "run"], "needs a study.toml"),
+        (["study"], "required: run.*, FILE"),
+        (["study", "go", str(path)], "action is 'go'"),
+        (["study", "run"], "required: FILE"),
         (["study", "run", str(path), "--jobs", "99"], "jobs must be at most"),
         (["study", "status", str(tmp_path)], "is not the folder of a study"),
         (["study", "same", str(tmp_path)], "needs two folders"),

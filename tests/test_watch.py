@@ -16,7 +16,7 @@ import pytest
 from rich.console import Console
 
 from browser import CHROMIUM, Browser
-from modicum import cli, disk, display, live, options, runs
+from modicum import cli, commands, disk, display, live, options, runs
 from modicum.config import Records, TrainConfig, to_toml
 from modicum.report import read, tables
 from modicum.report.tables import RunRow
@@ -214,7 +214,7 @@ def test_a_list_says_once_what_all_share(four: Path, capsys: pytest.CaptureFixtu
 @pytest.mark.parametrize("command", ["watch", "compare", "evaluate", "export", "report"])
 def test_a_run_is_named_as_it_is_listed(command: str, four: Path) -> None:
     parser = options.Parser(command)
-    parser.folder("run", "", nargs="?")
+    parser.add_argument("run", type=commands.folder, nargs="?")
     assert parser.read(["sub/a"]).run == "runs/sub/a"
     assert parser.read(["nowhere"]).run == "nowhere"
     assert parser.read([]).run is None

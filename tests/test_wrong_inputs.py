@@ -160,7 +160,7 @@ WRONG = [
     (f"{RUN} --recipe|", "argument --recipe: an empty text is no value"),
     (f"{RUN} --recipe tinyzer", "did you mean 'tinyzero'?"),
     ("evaluate|", "argument RUN: an empty text is no value"),
-    ("export|", "argument RUN: an empty text is no value"),
+    ("export --out new|", "argument RUN: an empty text is no value"),
     ("report|", "argument RUN: an empty text is no value"),
     ("recipes|", "argument RECIPE: an empty text is no value"),
     # Options

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from modicum.child import Child, ChildFailed
-from modicum.grading import comparison, extraction
+from modicum.grading import comparison, extraction, patterns
 from modicum.grading.comparison import countdown
 from modicum.grading.extraction import ANSWER_IS, OPENED, after_thinking, extract, extract_lenient
 from modicum.grading.quantities import number, quantity, same_quantity
@@ -26,12 +26,8 @@ from modicum.types import Grade, UserError
 TIME_LIMIT = 2.0  # seconds for the algebra of one answer
 MAX_ANSWERS = 5000  # of one child, before a new one takes its place
 MAX_ANSWER = 1000  # characters of an answer that are compared by more than identity
-CONTENT = re.compile(r"[^\W_]|[<>=+%∅∞ℝ]|\\\{")
-UNFINISHED = re.compile(r"\\(?:[dt]?frac|sqrt|boxed|text)\s*$")
-BOX = re.compile(r"\\(?:boxed|fbox(?![A-Za-z]))")
-HASHED = re.compile(r"####[ \t]*\S")
-CLOSING = re.compile(r"[\s$.!)\]\\*]*")
-BRACES = re.compile(r"\\.|[{}]", re.DOTALL)
+CONTENT, UNFINISHED, BRACES = patterns("content unfinished braces")
+BOX, HASHED, CLOSING = patterns("box hashed closing")
 
 child = Child("-m", "modicum.grading.equivalence")
 

@@ -85,11 +85,9 @@ def entries(folder: Path) -> list[Path]:
 
 def check_writable(folder: Path) -> None:
     """FolderError where a folder, or the one that it would be made in, may not be written."""
-    for place in (folder, *folder.absolute().parents):
-        if place.is_dir():
-            if not os.access(place, os.W_OK | os.X_OK):
-                raise FolderError(f"{place} cannot be written: Permission denied")
-            return
+    place = next(place for place in (folder, *folder.absolute().parents) if place.is_dir())
+    if not os.access(place, os.W_OK | os.X_OK):
+        raise FolderError(f"{place} cannot be written: Permission denied")
 
 
 def _check_way(folder: Path) -> None:

@@ -3,7 +3,6 @@
 Problems, seeds and settings are those of the run. Nothing is trained, and nothing written."""
 
 import math
-from collections.abc import Mapping
 from dataclasses import replace
 from statistics import fmean
 from typing import Any
@@ -12,7 +11,6 @@ from modicum import findings, plan
 from modicum.config import TrainConfig
 from modicum.draws import Taken
 from modicum.plan import hardware
-from modicum.report.words import environment
 from modicum.rewards import StepExtras
 from modicum.tasks.prompts import stops, template_of
 from modicum.training import rate
@@ -95,8 +93,3 @@ def _shown(trial: findings.JudgedCompletion, style: str) -> dict[str, Any]:
         "scores": {name: None if math.isnan(s) else s for name, s in trial.scores.items()},
         "why": trial.reasons(style),
     }
-
-
-def text(seen: Mapping[str, Any], shown: int = 2) -> str:
-    """What was found, for a reader, with the completions of so many problems."""
-    return environment().get_template("doctor.txt").render(seen, shown=shown).rstrip()

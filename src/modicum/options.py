@@ -10,18 +10,18 @@ import dataclasses
 import difflib
 import inspect
 import itertools
-import json
 import os
 import re
 import textwrap
 import tomllib
 import typing
-from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
+from modicum.limits import Limits, within
 from modicum.settings import AUTO, elsewhere, from_mapping, places, tables
+from modicum.spec import check, nearest
 from modicum.types import UserError
 
 C = TypeVar("C")
@@ -34,8 +34,8 @@ HOME = re.compile(r"^(|--[\w-]+=)~(?=/)")
 class Parser(argparse.ArgumentParser):
     """The parser of a command: errors are one line and exit code 2; every command has --json."""
 
-    def __init__(self, name: str, text: Mapping[str, str] | None = None) -> None:
-        text = text or HELP["commands"][name]
+    def __init__(self, name: str) -> None:
+        text, self.numbers = HELP["commands"][name], dict[argparse.Action, tuple[type, Limits]]()
         super().__init__(
             prog=f"modicum {name}",
             description=text["about"],
@@ -49,14 +49,10 @@ class Parser(argparse.ArgumentParser):
         """Raise a UserError with the message."""
         raise UserError(f"{self.prog}: {message} (see {self.prog} --help)")
 
-    def folder(self, name: str, text: str, **how: Any) -> None:
-        """Take a folder, by its path or as `modicum runs` names it."""
-
-        def named(name: str) -> str:
-            listed = os.path.isfile(f"runs/{name}/config.toml") and not os.path.exists(name)
-            return f"runs/{name}" if listed else name
-
-        self.add_argument(name, type=named, help=text, **how)
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        if action.choices is not None and value not in action.choices:
+            name = (action.option_strings or [action.dest])[0]
+            self.error(f"{name} is {value!r}; {nearest(value, action.choices)}")
 
     def read(self, args: list[str]) -> argparse.Namespace:
         """Parse `args`; an unknown option is answered with the nearest known one."""
@@ -74,29 +70,18 @@ class Parser(argparse.ArgumentParser):
         for action in self._actions:
             value = getattr(found, action.dest, None)
             # A variable of the shell that is not set must not stand for what is taken by default.
-            if action.default is not argparse.SUPPRESS and value in ("", [""]):
+            if value in ("", [""]) and action.default not in (argparse.SUPPRESS, value):
                 self.error(str(argparse.ArgumentError(action, "an empty text is no value")))
+            if action in self.numbers and value is not None:
+                kind, limits = self.numbers[action]
+                setattr(found, action.dest, check(action.option_strings[0], value, kind))
+                within(action.option_strings[0], value, *limits)
         return found
-
-    def options(
-        self, args: list[str], cls: type[C], title: str, *more: type
-    ) -> tuple[argparse.Namespace, C]:
-        """All that was found in `args`, and a `cls`: it and `more` have an option for every field."""
-        add_options(self, cls, title)
-        for other in more:
-            add_options(self, other)
-        found = self.read(args)
-        return found, from_mapping(cls, given(cls, found), "options")
 
 
 def several(text: str | None) -> list[str]:
     """What stands in a text, separated by ';'."""
     return [part.strip() for part in (text or "").split(";") if part.strip()]
-
-
-def show(as_json: bool, values: Any, text: str) -> None:
-    """Print an outcome to standard output: for scripts or for people."""
-    print(json.dumps(values) if as_json else text)
 
 
 @lru_cache(maxsize=64)
@@ -145,6 +130,11 @@ def given(cls: type, found: argparse.Namespace) -> dict[str, Any]:
     """The options that were given, as nested tables."""
     known = places(cls)
     return tables(cls, {n: value for n, value in vars(found).items() if n in known}, "options")
+
+
+def config_of(cls: type[C], found: argparse.Namespace) -> C:
+    """The config of the options that were given, and of defaults."""
+    return from_mapping(cls, given(cls, found), "options")
 
 
 def as_number(text: str) -> int | float | str:

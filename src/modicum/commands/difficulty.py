@@ -5,20 +5,19 @@ import json
 import random
 import re
 import statistics
+from argparse import Namespace
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from modicum.answers import STYLES
 from modicum.commands import printed
 from modicum.commands.train import read
 from modicum.config import TrainConfig
-from modicum.limits import Natural, Positive
 from modicum.report.words import say
 from modicum.rewards.terms import REPORT
 from modicum.runs import Run, check_new, make_folder, read_object
-from modicum.settings import Settings
 from modicum.types import Completion, Problem, UserError
 
 if TYPE_CHECKING:
@@ -26,40 +25,17 @@ if TYPE_CHECKING:
 
 OF_A_LEVEL, CHUNK = 64, 32  # problems
 PROBLEMS, FORWARD, WITNESSES = 1024, 16, 2  # pairs of a forward, and for a witness
+FIT = ("pairs", "loss", "epochs", "rank", "targets", "shuffle_labels")  # how a reward model learns
 RATES = (1e-5, 1e-4)  # of all weights, of a LoRA
 Made = dict[str, Any]  # what `gather` has in its file
 Enter = Callable[[Made, Problem, Any, Sequence[Completion]], None]
 
 
-class Options(Settings):
-    """What to measure."""
-
-    problems: Natural = 0
-    """Train problems, of each level if there are several; 0: all up to 10,000, or 64 of a level
-    (1,024 for pairs)."""
-    samples: Positive = 16
-    """Completions of each, drawn as in training."""
-    file: str = ""
-    """Where to write; empty makes a name under difficulty/ from model, task and sampling."""
-
-
 def run(args: list[str]) -> int:
     """Measure, and print the shares of right answers."""
-    found, options, config = read("difficulty", args, Options)
-    path, made = measure(config, options)
-    rates = ((right / of, unit) for unit, (right, of) in made["rates"].items())
-    ranked = sorted(rates, reverse=True)
-    shown = ranked if len(ranked) <= 12 else [*ranked[:3], *ranked[-3:]]
-    mean = statistics.fmean(rate for rate, _ in ranked)
-    text = say("rates", file=path, mean=mean, ranked=ranked, **made)
-    lines = (f"  {rate:6.1%}  {unit}" for rate, unit in shown)
-    return printed(found.json, {"file": str(path), **made}, "\n".join([text, *lines]))
-
-
-def measure(config: TrainConfig, options: Options) -> tuple[Path, dict[str, Any]]:
-    """The file and what is in it, with what was measured before."""
     from modicum.curricula.base import RANKED, turns_of
 
+    found, config = read("difficulty", args)
     session = drawer(config)
     task = session.task
     size, turns = task.size("train"), turns_of(task)
@@ -73,8 +49,15 @@ def measure(config: TrainConfig, options: Options) -> tuple[Path, dict[str, Any]
         right += sum(task.grade(problem, c.text).strict for c in group)
         made["rates"][unit] = [right, of + len(group)]
 
-    count = turns * (options.problems or (OF_A_LEVEL if size is None else RANKED))
-    return gather(session, "difficulty", count, options, {"rates": {}}, enter)
+    count = turns * (found.problems or (OF_A_LEVEL if size is None else RANKED))
+    path, made = gather(session, "difficulty", count, found, {"rates": {}}, enter)
+    rates = ((right / of, unit) for unit, (right, of) in made["rates"].items())
+    ranked = sorted(rates, reverse=True)
+    shown = ranked if len(ranked) <= 12 else [*ranked[:3], *ranked[-3:]]
+    mean = statistics.fmean(rate for rate, _ in ranked)
+    text = say("rates", file=path, mean=mean, ranked=ranked, **made)
+    lines = (f"  {rate:6.1%}  {unit}" for rate, unit in shown)
+    return printed(found.json, {"file": str(path), **made}, "\n".join([text, *lines]))
 
 
 def drawer(config: TrainConfig) -> "Session":
@@ -87,7 +70,7 @@ def drawer(config: TrainConfig) -> "Session":
 
 
 def gather(
-    session: "Session", purpose: str, count: int, options: Options, fresh: Made, enter: Enter
+    session: "Session", purpose: str, count: int, asked: Namespace, fresh: Made, enter: Enter
 ) -> tuple[Path, Made]:
     """The file of what was drawn for a `purpose` on the first `count` train problems, and its content.
 
@@ -104,11 +87,11 @@ def gather(
     total = count if size is None else min(count, size)
     key: dict[str, Any] = {"base": dict(session.identity.hashes), "task": str(session.task)}
     key |= {"problems": tasks.fingerprint(session.task), "sampling": asdict(sampling)}
-    key = json.loads(json.dumps(key | {"samples": options.samples, "seed": config.seed}))
+    key = json.loads(json.dumps(key | {"samples": asked.samples, "seed": config.seed}))
     digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:8]
     words = re.sub(r"[^a-z0-9]+", "-", f"{Path(config.model).name} {key['task']}".lower())
     name = f"{purpose}/{words[:60].strip('-')}-{digest}.json"
-    path = Path(options.file or name).expanduser()
+    path = Path(asked.file or name).expanduser()
     if path.is_dir():
         raise UserError(f"--file: {path} is a folder; it takes the name of a file")
     begun = {"model": config.model, **key, "done": 0, "tokens": 0, **fresh}
@@ -123,7 +106,7 @@ def gather(
             problems = [task.problem("train", config.seed, place) for place in places]
             prompts = [encode(problem, *form) for problem in problems]
             keys = [(purpose, config.seed, problem.id) for problem in problems]
-            drawn = session.policy.sample(prompts, keys, options.samples, sampling)
+            drawn = session.policy.sample(prompts, keys, asked.samples, sampling)
             for problem, prompt, group in zip(problems, prompts, drawn, strict=True):
                 enter(made, problem, prompt, group)
                 made["tokens"] += sum(len(c.tokens) for c in group)
@@ -133,27 +116,10 @@ def gather(
     return path, made
 
 
-class FitOptions(Settings):
-    """How to learn from pairs; --prompts-per-step pairs are a step."""
-
-    pairs: str = ""
-    """The file of `modicum pairs`, or rows of `prompt, chosen, rejected`: a file, or a folder."""
-    loss: Literal["pairwise", "pointwise"] = "pairwise"
-    """Which of two is better (Bradley-Terry), or each alone, right or wrong (cross-entropy)."""
-    epochs: Positive = 1
-    """How often every pair is seen."""
-    rank: Natural = 8
-    """Of the LoRA, whose alpha is twice that; 0 trains all weights instead."""
-    targets: str = "q_proj, k_proj, v_proj, o_proj"
-    """Layers that it is in, as PEFT names them; all-linear: all."""
-    shuffle_labels: bool = False
-    """Toss a coin for which answer is the better one: a placebo."""
-
-
 def run_pairs(args: list[str]) -> int:
     """Draw completions of the untrained model and pair right with wrong ones."""
-    found, options, config = read("pairs", args, Options)
-    if options.samples < 2:
+    found, config = read("pairs", args)
+    if found.samples < 2:
         needed = "--samples must be at least 2"
         raise UserError(f"pairs: a pair is two completions of a problem; {needed}")
 
@@ -166,8 +132,8 @@ def run_pairs(args: list[str]) -> int:
         if all(problem.question != question for question, *_ in made["pairs"]):
             made["pairs"] += paired(problem.question, prompt, told, config.seed)
 
-    count = options.problems or PROBLEMS
-    path, made = gather(session, "pairs", count, options, {"pairs": []}, enter)
+    count = found.problems or PROBLEMS
+    path, made = gather(session, "pairs", count, found, {"pairs": []}, enter)
     parts = split([Preference(*pair) for pair in made["pairs"]], config.seed)
     told: dict[str, Any] = {**made, "pairs": {part: len(of) for part, of in parts.items()}}
     return printed(found.json, {"file": str(path), **told}, say("pairs", file=path, **told))
@@ -175,14 +141,15 @@ def run_pairs(args: list[str]) -> int:
 
 def run_reward_model(args: list[str]) -> int:
     """Train a reward model and say what it is worth; 1 if it does not beat its rivals."""
-    found, options, config = read("reward-model", args, FitOptions)
-    report = reward_model(config, options)
+    found, config = read("reward-model", args)
+    report = reward_model(config, {name: getattr(found, name) for name in FIT})
     text = say("reward_model", folder=config.out, **report)
     return printed(found.json, report, text, int(not report["beats"]))
 
 
-def reward_model(config: TrainConfig, options: FitOptions) -> dict[str, Any]:
-    """Train and write the reward model in `config.out`; its report."""
+def reward_model(config: TrainConfig, fit: dict[str, Any]) -> dict[str, Any]:
+    """Train and write the reward model in `config.out`; its report. `fit` says how to learn from
+    pairs, of which `prompts_per_step` are a step."""
     import torch
 
     from modicum import learned
@@ -190,7 +157,8 @@ def reward_model(config: TrainConfig, options: FitOptions) -> dict[str, Any]:
     from modicum.models.load import load, locate
     from modicum.tasks.prompts import encode
 
-    if not (options.pairs and config.out):
+    pairs = fit["pairs"]
+    if not (pairs and config.out):
         raise UserError("reward-model needs --pairs FILE and --out FOLDER")
     check_new(folder := Path(config.out), False)
     if (source := locate(config.model, config.trust, config.base)).adapter:
@@ -204,30 +172,30 @@ def reward_model(config: TrainConfig, options: FitOptions) -> dict[str, Any]:
         prompt = encode(Problem(where, question, ""), tokenizer, sampling)
         return [prompt, *((*of, loaded.end_tokens[0]) for of in ids)]
 
-    found, told = learned.read(options.pairs, encoded)
+    found, told = learned.read(pairs, encoded)
     if "base" in told:
-        loaded.identity.require(told["base"], f"{options.pairs} is of", config.model)
+        loaded.identity.require(told["base"], f"{pairs} is of", config.model)
     train, _, tests = learned.split(found, seed).values()
     if not (train and tests):
-        raise UserError(f"{options.pairs}: {len(found)} pairs are too few to train and test on")
+        raise UserError(f"{pairs}: {len(found)} pairs are too few to train and test on")
     seen, style, taught = train[: len(tests)], STYLES.get(config.sampling.style), train
-    if options.shuffle_labels:
+    if fit["shuffle_labels"]:
         turned = [p._replace(chosen=p.rejected, rejected=p.chosen) for p in train]
         taught = [coin.choice(both) for both in zip(train, turned, strict=True)]
-    order = [pair for _ in range(options.epochs) for pair in coin.sample(taught, len(taught))]
+    order = [pair for _ in range(fit["epochs"]) for pair in coin.sample(taught, len(taught))]
     model = classifier(source.place, loaded.device, torch.float32, num_labels=1)
-    model = learned.adapted(model, options.rank, options.targets, seed)
+    model = learned.adapted(model, fit["rank"], fit["targets"], seed)
     many = told.get("done", 0) * told.get("samples", 0)
-    rate = config.optimizer.learning_rate or RATES[options.rank > 0]
+    rate = config.optimizer.learning_rate or RATES[fit["rank"] > 0]
     sizes = config.batch.prompts_per_step, config.batch.micro_batch // 2 or FORWARD
-    learned.fit(model, order, getattr(learned, options.loss), rate, sizes)
+    learned.fit(model, order, getattr(learned, fit["loss"]), rate, sizes)
     with torch.no_grad():
         both = torch.cat([*learned.scored(model, tests + seen, sizes[1])]).tolist()
     report = learned.judge(tests, both[: len(tests)], style.format_ok if style else bool, train)
     report |= {
         "seen": statistics.fmean(learned.by_problem(seen, both[len(tests) :])),
         **{"model": config.model, "base": dict(loaded.identity.hashes), "seed": seed},
-        **{"options": asdict(options), "learning_rate": rate},
+        **{"options": fit, "learning_rate": rate},
         "spent": told and {"completions": many, "tokens": told["tokens"]},
         "witness": [*zip(tests[:WITNESSES], both, strict=False)],
     }

@@ -1,27 +1,24 @@
 """`modicum evaluate`, `extrapolate` and `export`: what models come to, and as files for others."""
 
 import math
-from dataclasses import field, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Literal
 
 from modicum import runs
 from modicum.commands import parser, printed
 from modicum.config import Trust
 from modicum.face.evaluation import EvaluateConfig, perform, settled, values_of
-from modicum.options import add_options, given
+from modicum.options import given
 from modicum.parts import past_bases, past_config
 from modicum.report.words import filled
-from modicum.types import Frozen, UserError
+from modicum.types import UserError
 
 MORE = "--checkpoint-every N --keep-checkpoints M keeps more of a run, --from 0 takes the base"
 
 
 def run(args: list[str]) -> int:
     """Evaluate a model or the trained policy of a run."""
-    made = parser("evaluate")
-    add_options(made, EvaluateConfig, "evaluation")
-    found = made.read(args)
+    found = parser("evaluate", evaluation=EvaluateConfig).read(args)
     place = Path(found.run) if found.run else None
     options = settled(given(EvaluateConfig, found), place, "options")
 
@@ -36,16 +33,12 @@ def run(args: list[str]) -> int:
 
 def run_extrapolate(args: list[str]) -> int:
     """Evaluate the policies further along the line through two checkpoints of a run."""
-    made = parser("extrapolate")
-    add_options(made, EvaluateConfig, "evaluation")
-    found = made.read(args)
+    found = parser("extrapolate", evaluation=EvaluateConfig).read(args)
     place = Path(found.run)
     past_config(place)
     saved = {int(path.name.removeprefix("step-")): path for path in runs.checkpoints(place)}
     first, last = _ends(place, sorted(saved), found.first, found.to)
     budget = found.budget
-    if found.k and budget is not None:
-        raise UserError("--k and --budget exclude each other")
     if budget is not None and budget <= last:
         raise UserError(f"--budget {budget} lies not beyond step {last}, from which it goes on")
     beyond = 1.0 if budget is None else (budget - last) / (last - first)
@@ -88,40 +81,23 @@ def _ends(place: Path, saved: list[int], first: int | None, last: int | None) ->
     return first, last
 
 
-class ExportOptions(Frozen):
-    """What to write where."""
-
-    model: str = "tiny"
-    """What to export when no RUN is named: `tiny`, a folder, a PEFT adapter, a GGUF file, or a
-    hub id; with a RUN, where its base is now if it has moved."""
-    base: str = ""
-    """Where the base of `model` is, if that is an adapter; empty: where the adapter says."""
-    out: str = ""
-    """The folder to write; needed."""
-    format: Literal["merged", "adapter"] = "merged"
-    """An ordinary model folder, or only the PEFT adapter of a run that has one."""
-    trust: Trust = field(default_factory=Trust)
-
-
 def run_export(args: list[str]) -> int:
     """Write a run or a base as a folder that plain transformers or peft loads."""
-    found, options = parser("export").options(args, ExportOptions, "export")
-    if not options.out:
-        raise UserError("export needs --out FOLDER")
-    if options.format == "adapter" and not found.run:
+    found = parser("export", trust=Trust).read(args)
+    if found.format == "adapter" and not found.run:
         raise UserError("--format adapter needs a RUN that trained an adapter")
 
     from modicum import export
 
-    out, said = Path(options.out), given(ExportOptions, found)
+    out, trust = Path(found.out), given(Trust, found)
     if found.run:
         run_export, past = Path(found.run), past_config(Path(found.run))
-        config = past_bases(run_export, past, said.get("model", ""), said.get("base", ""))
-        config = replace(config, trust=replace(past.trust, **said.get("trust", {})))
-        difference = export.export_run(run_export, out, options.format, found.overwrite, config)
+        config = past_bases(run_export, past, found.model, found.base)
+        config = replace(config, trust=replace(past.trust, **trust))
+        difference = export.export_run(run_export, out, found.format, found.overwrite, config)
     else:
-        base, trust = options.base, options.trust
-        difference = export.export_base(options.model, out, found.overwrite, trust, base)
+        model = found.model or "tiny"
+        difference = export.export_base(model, out, found.overwrite, Trust(**trust), found.base)
     files = sorted(p.name for p in out.iterdir())
     result = {"out": str(out), "files": files, "largest_logit_difference": difference}
     text = f"wrote {out} ({', '.join(files)})\nloaded again: logits differ by at most"

@@ -2,63 +2,45 @@
 
 import gc
 import sys
-from dataclasses import asdict, field, replace
+from argparse import Namespace
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from threading import Timer
-from typing import Annotated, Any
+from typing import Any
 
 import modicum.evaluate as scorecard
 from modicum import cache, draws
 from modicum.commands import parser, printed
 from modicum.commands.train import read
 from modicum.config import TrainConfig, Trust
-from modicum.limits import Limits, within
-from modicum.options import several
-from modicum.settings import Settings
-from modicum.types import Frozen, UserError
+from modicum.limits import within
+from modicum.options import config_of, several
+from modicum.types import UserError
 
 SILENT = 3.0  # seconds before it says that it works
 
 
-class Options(Settings):
-    """Of which machine and runs."""
-
-    hardware: str = "this"
-    """A GPU (t4, rtx4090, h100), memory (2x48GB, '24GB 100TFLOPS 600GB/s'), or this machine."""
-    prompt_tokens: Annotated[int | None, Limits(1)] = None
-    """Tokens of a prompt (default: as the task's are, 256 without a tokenizer here)."""
-    updates: str = ""
-    """Several updates, separated by ';', as a table."""
-    models: str = ""
-    """Several models, separated by ';', as a table."""
-    markdown: bool = False
-    """Print a Markdown table."""
-    pass_rate: str = ""
-    """Share of right completions (0.1), or the folder of a run: how many groups have a signal."""
-    require_fit: bool = False
-    """Exit code 2 if it does not fit."""
-
-
 def run(args: list[str]) -> int:
     """Print the plan of a run; with --require-fit exit code 2 if it does not fit."""
-    found, options, config = read("plan", args, Options)
-    many = bool(options.updates or options.models or options.markdown)
-    wanted = partial(_made, config, options, many)
+    found, config = read("plan", args)
+    many = bool(found.updates or found.models or found.markdown)
+    wanted = partial(_made, config, found, many)
     # What is free here changes.
-    here = options.hardware.strip().lower() == "this"
-    text, made = wanted() if here else cache.once(wanted, config, options)
-    if options.pass_rate:
-        signal, told = _signal(config, options.pass_rate)
-        text, made = f"{text}\n{told}", [plan | signal for plan in made]
-    code = printed(found.json, made if many else made[0], text)
-    if options.require_fit and (odd := [plan for plan in made if plan["fits"] is not True]):
+    here = found.hardware.strip().lower() == "this"
+    asked = found.hardware, found.prompt_tokens, found.updates, found.models, found.markdown
+    text, plans = wanted() if here else cache.once(wanted, config, *asked)
+    if found.pass_rate:
+        signal, told = _signal(config, found.pass_rate)
+        text, plans = f"{text}\n{told}", [plan | signal for plan in plans]
+    code = printed(found.json, plans if many else plans[0], text)
+    if found.require_fit and (odd := [plan for plan in plans if plan["fits"] is not True]):
         of = odd[0]
         raise UserError(f"{of['update']} on {of['model']} does not fit {of['machine']['name']}")
     return code
 
 
-def _made(config: TrainConfig, options: Options, many: bool) -> tuple[str, list[Any]]:
+def _made(config: TrainConfig, found: Namespace, many: bool) -> tuple[str, list[Any]]:
     slow = Timer(SILENT, print, ["planning ..."], {"file": sys.stderr, "flush": True})
     slow.start()
     gc.disable()  # a fifth of the time, for a program of seconds
@@ -70,22 +52,22 @@ def _made(config: TrainConfig, options: Options, many: bool) -> tuple[str, list[
         # They change nothing in a plan, and what is no run has none.
         curricula.parse(config.curriculum)
         samplers.parse(config.compute.sampler)
-        machine = hardware.parse(options.hardware, config.compute.device, config.compute.dtype)
+        machine = hardware.parse(found.hardware, config.compute.device, config.compute.dtype)
         plans = [
             overall.make(
                 replace(config, model=model, update=update),
                 machine,
                 advise=not many,
-                prompt=options.prompt_tokens,
+                prompt=found.prompt_tokens,
             )
-            for model in several(options.models) or [config.model]
-            for update in several(options.updates) or [config.update]
+            for model in several(found.models) or [config.model]
+            for update in several(found.updates) or [config.update]
         ]
     finally:
         slow.cancel()
         gc.enable()
-    text = overall.table(plans, options.markdown) if many else plans[0].text()
-    if many and not options.markdown:
+    text = overall.table(plans, found.markdown) if many else plans[0].text()
+    if many and not found.markdown:
         text = "\n".join([text, *(f"note: {note}" for note in plans[0].assumptions)])
     return text, [plan.to_json() for plan in plans]
 
@@ -108,20 +90,9 @@ def _signal(config: TrainConfig, rate: str) -> tuple[dict[str, Any], str]:
     return {"signal": made}, filled("signal.txt", signal=made, groups=choice, **said)
 
 
-class UpdatesOptions(Frozen):
-    """Where to look."""
-
-    model: str = "tiny"
-    """The model to preview in: `tiny`, a local folder (a model or a PEFT adapter), a GGUF file, or
-    a hub id (only its config is read)."""
-    base: str = ""
-    """Where the base of `model` is, if that is an adapter; empty: where the adapter says."""
-    trust: Trust = field(default_factory=Trust)
-
-
 def run_updates(args: list[str]) -> int:
     """List the updates, or preview what an expression trains."""
-    found, options = parser("updates").options(args, UpdatesOptions, "preview")
+    found = parser("updates", trust=Trust).read(args)
 
     from modicum import spec, updates
     from modicum.report.words import filled
@@ -135,5 +106,6 @@ def run_updates(args: list[str]) -> int:
 
     from modicum.updates.preview import preview
 
-    result = preview(updates.parse(found.expression), options.model, options.trust, options.base)
+    trust = config_of(Trust, found)
+    result = preview(updates.parse(found.expression), found.model, trust, found.base)
     return printed(found.json, asdict(result), result.text())

@@ -5,9 +5,9 @@ from typing import Any
 
 from modicum.commands import parser, printed
 from modicum.commands.train import settings
-from modicum.config import TrainConfig, from_mapping
+from modicum.config import TrainConfig
 from modicum.face.training import report
-from modicum.options import add_options, given
+from modicum.options import config_of, given
 from modicum.report import page, read, tables
 from modicum.report.words import filled
 from modicum.runs import read_object
@@ -17,23 +17,9 @@ from modicum.study.analysis import differences
 from modicum.study.launch import StudyObserver
 from modicum.study.run import analyse_study, run_study, study_cost, study_status
 from modicum.study.scan import Scan, run_scan
-from modicum.types import Frozen, UserError
+from modicum.types import UserError
 
-ACTIONS = ("run", "cost", "status", "analyse", "same")
-
-
-class Options(Frozen):
-    """Where and how."""
-
-    out: str = ""
-    """The study's folder; empty takes runs/ and the name of the file."""
-    jobs: int = 1
-    """Runs at the same time; the cores are divided among them. The short word for `local(jobs=N)`."""
-    launcher: str = "local"
-    """What runs them: `local`, each in a process of its own, `here`, in this one, `slurm(...)`
-    or `ray(...)`."""
-    retry_failed: bool = False
-    """Run the cells that failed once more; else they stay failed and are shown."""
+HOW = ("jobs", "launcher", "retry_failed")  # runs are made
 
 
 class Printed(StudyObserver):
@@ -47,11 +33,7 @@ class Printed(StudyObserver):
 
 def run(args: list[str]) -> int:
     """Do what the first word says with the study that the second names."""
-    found, options = parser("study").options(args, Options, "study")
-    if found.action not in ACTIONS:
-        raise UserError(f"study takes one of {', '.join(ACTIONS)} first, not {found.action!r}")
-    if not found.file:
-        raise UserError(f"study {found.action} needs a study.toml")
+    found = parser("study").read(args)
     if found.action == "same":
         if not found.other:
             raise UserError("study same needs two folders")
@@ -62,9 +44,9 @@ def run(args: list[str]) -> int:
     if found.other:
         raise UserError(f"study {found.action} takes one study, not also {found.other!r}")
 
-    how: dict[str, Any] = {**vars(options), "observer": Printed()}
+    how = {name: getattr(found, name) for name in ("out", *HOW)} | {"observer": Printed()}
     if found.action == "status":
-        values = study_status(found.file, options.out)
+        values = study_status(found.file, found.out)
         text = filled("status.txt", **values)
     elif found.action == "cost":
         cost = study_cost(found.file, **how)
@@ -76,35 +58,18 @@ def run(args: list[str]) -> int:
     return printed(found.json, values, text)
 
 
-class ScanOptions(Frozen):
-    """How the runs are made."""
-
-    jobs: int = 1
-    """Runs at the same time; several need `--launcher local`, which shares out the cores."""
-    launcher: str = "here"
-    """What runs them: `here`, in this process, `local`, each in one of its own, `slurm(...)` or
-    `ray(...)`."""
-    retry_failed: bool = False
-    """Run those that stopped once more; else they stay stopped and are shown."""
-
-
 def run_units(args: list[str]) -> int:
     """Train every unit alone, rank them and name the update that the best ones make."""
-    made = parser("scan")
-    for cls, title in ((Scan, "scan"), (ScanOptions, "runs"), (TrainConfig, "run")):
-        add_options(made, cls, title)
-    found = made.read(args)
-    scan = from_mapping(Scan, given(Scan, found), "options")
-    options = from_mapping(ScanOptions, given(ScanOptions, found), "options")
-    said = given(TrainConfig, found)
+    found = parser("scan", scan=Scan, run=TrainConfig).read(args)
+    scan, said = config_of(Scan, found), given(TrainConfig, found)
     if "update" in said:
         raise UserError("scan says itself what trains; --method says what is put there")
     config = settings(found, {})
     out = said.get("out", "runs/scan")
     # Recipes and the configs of runs say `test`, but nothing may be chosen on it.
     split = said.get("evaluation", {}).get("eval_split", "tune")
-    how: dict[str, Any] = {**vars(options), "split": split, "overwrite": found.overwrite}
-    result = run_scan(scan, config, out, found.rates, **how, observer=Printed())
+    how = {name: getattr(found, name) for name in (*HOW, "overwrite")} | {"observer": Printed()}
+    result = run_scan(scan, config, out, found.rates, split=split, **how)
     if not found.json:
         ranking.show(result)
     lines = [f"note: {text}" for text in result["notes"]]
@@ -113,23 +78,14 @@ def run_units(args: list[str]) -> int:
     return printed(found.json, result, "\n".join(lines))
 
 
-class ReportOptions(Frozen):
-    """What to write."""
-
-    out: str = ""
-    """The HTML file; Markdown and a folder of figures are written beside it (default: report.html in the folder, or here for several)."""
-    title: str = ""
-    """Its title."""
-
-
 def run_report(args: list[str]) -> int:
     """Write the report of runs or of a study: HTML, Markdown, figures; print the runs' table."""
-    found, options = parser("report").options(args, ReportOptions, "report")
+    found = parser("report").read(args)
     folders = [Path(name) for name in found.runs]
 
-    report(*folders, out=options.out, title=options.title)
+    report(*folders, out=found.out, title=found.title)
     study = (folders[0] / STUDY).is_file()
-    paths = page.places(folders, options.out)._asdict()
+    paths = page.places(folders, found.out)._asdict()
     values: dict[str, Any] = {name: str(path) for name, path in paths.items()}
     if not study and not found.json:
         records = [read.load(folder) for folder in folders]

@@ -6,40 +6,25 @@
 import itertools
 import json
 import sys
+from argparse import Namespace
 from collections import Counter
-from dataclasses import field
 from io import BytesIO
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any
 
 from modicum.commands import parser, printed
 from modicum.config import Sampling, Trust
-from modicum.limits import Limits, Natural, Positive, Share
-from modicum.settings import Settings
+from modicum.options import config_of
 from modicum.types import SPLITS, Problem, Split, UserError
 
 CHECKED = 200  # problems of each split that are looked at
 SHOWN = ("id", "question", "answer", "difficulty")
 
 
-class Options(Settings):
-    """Which problems to show."""
-
-    split: Literal["train", "tune", "test"] = "train"
-    """The split."""
-    seed: Natural = 0
-    """The seed of the order."""
-    count: Positive = 3
-    """How many."""
-    model: str = ""
-    """Show the prompts that this model would get; with --check, whether one is too long."""
-    sampling: Sampling = field(default_factory=Sampling)
-    trust: Trust = field(default_factory=Trust)
-
-
 def run(args: list[str]) -> int:
     """List the tasks, or show or check problems of one."""
-    found, options = parser("tasks").options(args, Options, "problems")
+    found = parser("tasks", sampling=Sampling, trust=Trust).read(args)
+    sampling = config_of(Sampling, found)
 
     from modicum import spec, tasks
     from modicum.report.words import filled
@@ -56,21 +41,21 @@ def run(args: list[str]) -> int:
     task = tasks.parse(found.expression)
     notes = [f"note: {note}" for note in tasks.notes(task)]
     if found.check:
-        values = _check(task, options)
+        values = _check(task, found, sampling)
         text = "\n".join([str(task), filled("checked.txt", **values), *notes])
         wrong = values["long"], *values["wrong"].values(), *values["shared"].values()
         return printed(found.json, values, text, int(any(wrong)))
-    examples = draw(task, options.sampling)
+    examples = draw(task, sampling)
     task = without(task, examples)
-    size = task.size(options.split)
+    size = task.size(found.split)
     there = "endless" if size is None else f"{size} problems"
-    lines = [f"{task}, split {options.split}: {there}", *notes]
+    lines = [f"{task}, split {found.split}: {there}", *notes]
     values, form = [], None
-    if options.model:
+    if found.model:
         from modicum.models.load import read_tokenizer
 
-        form = read_tokenizer(options.model, options.trust), options.sampling, examples
-    for problem in _first(task, options.split, options.seed, options.count):
+        form = read_tokenizer(found.model, config_of(Trust, found)), sampling, examples
+    for problem in _first(task, found.split, found.seed, found.count):
         value = {key: getattr(problem, key) for key in SHOWN}
         text, answer = problem.question, f"  answer: {' or '.join(accepted(problem))}"
         if form is not None:
@@ -82,7 +67,7 @@ def run(args: list[str]) -> int:
     return printed(found.json, values, "\n".join(lines))
 
 
-def _check(task: Any, options: Options) -> dict[str, Any]:
+def _check(task: Any, asked: Namespace, sampling: Sampling) -> dict[str, Any]:
     """By split: sizes, problems looked at, their least and greatest difficulty, the ids of those
     whose gold is not right; by pair of splits: problems in both; the task's notes; and which prompts
     for the model are too long (of an endless task 200 are looked at)."""
@@ -102,11 +87,12 @@ def _check(task: Any, options: Options) -> dict[str, Any]:
     pairs = itertools.combinations(SPLITS, 2)
     shared = {f"{a} and {b}": len(overlap(looked[a], looked[b])) for a, b in pairs}
     found |= {"shared": shared, "notes": notes(task), "long": {}, "prompts": ""}
-    if options.model:
+    if asked.model:
         from modicum.models.load import read_config, read_tokenizer
 
-        config, tokenizer = read_config(options.model), read_tokenizer(options.model, options.trust)
-        sizes = Sizes(tokenizer, options.sampling, draw(task, options.sampling), config)
+        config = read_config(asked.model)
+        tokenizer = read_tokenizer(asked.model, config_of(Trust, asked))
+        sizes = Sizes(tokenizer, sampling, draw(task, sampling), config)
         some = whole(task, *SPLITS) or _first(task, "train", 0, CHECKED)
         found["long"], found["prompts"] = sizes.look(some)
     return found
@@ -118,56 +104,30 @@ def _first(task: Any, split: Split, seed: int, count: int) -> list[Problem]:
     return [task.problem(split, seed, index) for index in range(there)]
 
 
-class AuditRewardOptions(Settings):
-    """What to try, and when to flag."""
-
-    task: str = "arithmetic"
-    """Problems, as an expression; `modicum tasks` lists them."""
-    reward: str = "accuracy"
-    """Weighted sum of terms; what `modicum train --reward` takes."""
-    style: Literal["tags", "boxed", "hashes"] = "tags"
-    """How the answers are marked."""
-    problems: Positive = 20
-    """Problems of the training split; what an answer earns is the mean over them."""
-    share: Share = 0.5
-    """An answer that earns more than this share of what the right one earns is flagged."""
-    seed: Natural = 0
-    """Of the order of the problems."""
-
-
 def run_audit_reward(args: list[str]) -> int:
     """Print what degenerate answers earn; 1 if one is flagged and --strict is given."""
-    found, options = parser("audit-reward").options(args, AuditRewardOptions, "audit")
+    found = parser("audit-reward").read(args)
 
     from modicum import rewards, tasks
     from modicum.answers import STYLES
     from modicum.rewards.audit import audit, table
 
-    task, reward = tasks.parse(options.task), rewards.parse(options.reward)
-    problems = _first(task, "train", options.seed, options.problems)
-    problems = problems or [task.problem("train", options.seed, 0)]  # which says why not
-    findings = audit(task, reward, STYLES[options.style], problems, options.share)
+    task, reward = tasks.parse(found.task), rewards.parse(found.reward)
+    problems = _first(task, "train", found.seed, found.problems)
+    problems = problems or [task.problem("train", found.seed, 0)]  # which says why not
+    findings = audit(task, reward, STYLES[found.style], problems, found.share)
     flagged = [finding for finding in findings if finding.why]
-    head = {"task": str(task), "reward": str(reward), "style": options.style}
+    head = {"task": str(task), "reward": str(reward), "style": found.style}
     values = {**head, "problems": len(problems), "answers": [vars(f) for f in findings]}
-    said = f"{reward} on {task}, style {options.style}: means over {len(problems)} problems"
+    said = f"{reward} on {task}, style {found.style}: means over {len(problems)} problems"
     told = f"{len(flagged)} of {len(findings) - 1} degenerate answers are flagged"
     text = "\n\n".join([said, table(findings), told])
     return printed(found.json, values, text, int(bool(flagged) and found.strict))
 
 
-class GradeOptions(Settings):
-    """How answers are compared."""
-
-    symbolic: bool = True
-    """Compare formulas by algebra as well (default: yes)."""
-    time_limit: Annotated[float, Limits(0, 1e6, above=True)] = 2.0
-    """Seconds for the algebra of one answer; what takes longer is wrong."""
-
-
 def run_grade(args: list[str]) -> int:
     """Grade the lines of a file or of standard input."""
-    found, options = parser("grade").options(args, GradeOptions, "grading")
+    found = parser("grade").read(args)
 
     from modicum.answers import grade_lines
 
@@ -176,7 +136,7 @@ def run_grade(args: list[str]) -> int:
     except OSError as error:
         raise UserError(f"modicum grade: cannot read {found.file}: {error.strerror}") from error
     counts, kinds = Counter[str](), ("strict", "lenient", "error")
-    for result in grade_lines(lines, options.symbolic, options.time_limit):
+    for result in grade_lines(lines, found.symbolic, found.time_limit):
         print(json.dumps(result), flush=True)
         counts.update(["lines", *(kind for kind in kinds if result.get(kind))])
     told = "{} lines: {} strict, {} lenient, {} with an error"

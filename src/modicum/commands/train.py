@@ -4,27 +4,21 @@ import argparse
 import dataclasses
 import json
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from modicum.commands import parser, printed
 from modicum.config import TrainConfig, from_mapping, read_toml
-from modicum.limits import Natural
-from modicum.options import add_options, given, merge, several, show
-from modicum.settings import Settings
-from modicum.types import Frozen, UserError
+from modicum.options import given, merge, several
+from modicum.types import UserError
 
 NOTHING_TRAINED = 3
 SCORES = ("accuracy", "low", "high", "greedy")
 COSTS = ("trainable_parameters", "total_parameters", "seconds", "peak_memory_bytes")
-S = TypeVar("S", bound=Settings)
 
 
 def run(args: list[str]) -> int:
     """Train as the TOML file and the options say; `NOTHING_TRAINED` if that trained nothing."""
-    made = parser("train")
-    add_options(made, TrainConfig)
-    found = made.read(args)
-    config = settings(found, {})
+    found, config = read("train", args)
     if found.dry_run:
         return tell(config, found.json)
 
@@ -43,12 +37,13 @@ def run(args: list[str]) -> int:
     if not is_first():
         return code
     if not found.json:
-        from modicum.report import read, tables
+        from modicum.report import tables
+        from modicum.report.read import load
 
         display.console.print(f"change proof: {result['change_proof']}")
         display.console.print(f"agreement proof: {result['agreement_proof']}")
-        tables.show(tables.results([read.load(folder)]))
-    show(found.json, result, f"run folder: {folder}")
+        tables.show(tables.results([load(folder)]))
+    printed(found.json, result, f"run folder: {folder}")
     if result["nothing_trained"]:
         display.console.print(f"NOTHING WAS TRAINED: {result['nothing_trained']}", style="bold red")
         display.console.print(f"modicum doctor --config {folder}/config.toml shows more")
@@ -67,42 +62,31 @@ def settings(found: argparse.Namespace, below: dict[str, Any]) -> TrainConfig:
     return from_mapping(TrainConfig, merge(tables, given(TrainConfig, found)), "options")
 
 
-def read(name: str, args: list[str], cls: type[S]) -> tuple[Any, S, TrainConfig]:
-    """The arguments of a command that takes a `cls` and the options of `modicum train`."""
-    found, options = parser(name).options(args, cls, name, TrainConfig)
-    return found, options, settings(found, {})
-
-
-class DoctorOptions(Settings):
-    """How much to look at."""
-
-    problems: Natural = 0
-    """Look at so many problems of the first step; 0: at all of them, prompts_per_step."""
-    show: Natural = 2
-    """Problems whose completions are printed, four of each; --json has all."""
+def read(name: str, args: list[str]) -> tuple[argparse.Namespace, TrainConfig]:
+    """The arguments of a command that takes the options of `modicum train`, and their config."""
+    found = parser(name, run=TrainConfig).read(args)
+    return found, settings(found, {})
 
 
 def run_doctor(args: list[str]) -> int:
     """Look at the run that the options describe; 1 if it would learn nothing."""
-    found, options, config = read("doctor", args, DoctorOptions)
-    return tell(config, found.json, options)
+    found, config = read("doctor", args)
+    return tell(config, found.json, found.problems, found.show)
 
 
-def tell(config: TrainConfig, as_json: bool, options: DoctorOptions | None = None) -> int:
+def tell(config: TrainConfig, as_json: bool, problems: int = 0, shown: int = 2) -> int:
     """Print what the doctor finds."""
-    from modicum import doctor
+    from modicum.doctor import examine
+    from modicum.report.words import filled
 
-    options = options or DoctorOptions()
-    seen = doctor.examine(config, options.problems)
-    return printed(as_json, seen, doctor.text(seen, options.show), int(not seen["learns"]))
+    seen = examine(config, problems)
+    text = filled("doctor.txt", shown=shown, **seen)
+    return printed(as_json, seen, text, int(not seen["learns"]))
 
 
 def run_probe(args: list[str]) -> int:
     """Print rates, gains and costs of some updates."""
-    made = parser("probe")
-    add_options(made, TrainConfig)
-    found = made.read(args)
-    config = settings(found, {})
+    found, config = read("probe", args)
 
     from modicum import updates as known
     from modicum.display import console
@@ -139,43 +123,31 @@ def run_recipes(args: list[str]) -> int:
     return printed(found.json, entries, text)
 
 
-class DemoOptions(Frozen):
-    """What to compare."""
-
-    updates: str = "full; last(1); lora(rank=8)"
-    """Update expressions, separated by semicolons."""
-    seed: int = 0
-    """Of problems, noise and initialisation; the same for every update."""
-    steps: int = TrainConfig.steps
-    """Steps of each run."""
-    out: str = "runs/demo"
-    """The folder of the runs, the summary and the report; replaced if it holds a demo."""
-
-
 def run_demo(args: list[str]) -> int:
     """Train the tiny base with several updates on the same problems and compare them."""
-    found, options = parser("demo").options(args, DemoOptions, "demo")
-    if not (wanted := several(options.updates)):
+    found = parser("demo").read(args)
+    if not (wanted := several(found.updates)):
         raise UserError("demo needs at least one update, such as --updates 'full; last(1)'")
 
     from modicum import disk, updates
     from modicum.display import Display
     from modicum.evaluate import Evaluation
     from modicum.naming import slug
-    from modicum.report import page, read, tables
+    from modicum.report import page, tables
+    from modicum.report.read import load
     from modicum.runs import Run, make_folder
     from modicum.training.loop import train
 
     for text in wanted:
         updates.parse(text)  # a wrong name fails before anything is trained
-    out = Path(options.out)
+    out = Path(found.out)
     make_folder(out)
     base: Evaluation | None = None
     summary: list[dict[str, Any]] = []
-    folders = [out / f"{slug(text)}-seed{options.seed}" for text in wanted]
+    folders = [out / f"{slug(text)}-seed{found.seed}" for text in wanted]
     with disk.held(out):
         for text, folder in zip(wanted, folders, strict=True):
-            how = {"seed": options.seed, "steps": options.steps}
+            how = {"seed": found.seed, "steps": found.steps}
             config = TrainConfig(update=text, out=str(folder), **how)
             with Display() as display:
                 result = train(config, display, overwrite=True, base=base)
@@ -187,6 +159,6 @@ def run_demo(args: list[str]) -> int:
             Run(out).write_text("summary.json", json.dumps(summary, indent=2) + "\n")
     report = page.write(folders, out / "report.html", "modicum demo")
     if not found.json:
-        tables.show(tables.results([read.load(folder) for folder in folders]))
+        tables.show(tables.results([load(folder) for folder in folders]))
     text = f"summary: {out / 'summary.json'}\nreport:  {report}"
     return printed(found.json, {"summary": summary, "report": str(report)}, text)

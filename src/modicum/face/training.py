@@ -103,10 +103,9 @@ class TrainResult:
         return evaluate(self, **settings)
 
     def _rows(self) -> list[list[str]]:
-        from modicum.report.words import environment
+        from modicum.report.words import filled
 
-        shown = environment().get_template("result.txt").render(run=self)
-        return [line.split(" | ", 1) for line in shown.splitlines()]
+        return [line.split(" | ", 1) for line in filled("result.txt", run=self).splitlines()]
 
     def __repr__(self) -> str:
         return "\n".join(f"{name:<12}  {text}" for name, text in self._rows())

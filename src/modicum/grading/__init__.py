@@ -24,6 +24,12 @@ def pairs(name: str) -> dict[str, str]:
     return dict(zip(words[::2], words[1::2], strict=True))
 
 
+def firsts(name: str) -> dict[str, str]:
+    """Of a text of WORDS in which lines or ; part the names of one thing: the first, by each."""
+    found = (part.split() for part in re.split(r"[\n;]", WORDS[name]))
+    return {word: words[0] for words in found for word in words}
+
+
 def rules(name: str) -> Callable[[str], str]:
     """What rewrites a text by a list of WORDS: patterns, and what takes the place of each."""
     found = [(re.compile(pattern), new) for pattern, new in WORDS[name]]

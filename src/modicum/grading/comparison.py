@@ -11,17 +11,14 @@ from collections.abc import Callable, Sequence
 from fractions import Fraction
 from typing import NamedTuple
 
-from modicum.grading import patterns
+from modicum.grading import patterns, rules
 from modicum.grading.parts import WRITTEN, Parts, reals, split
 from modicum.grading.quantities import number, quantity, same_quantity, split_unit
 from modicum.grading.spelling import TEXT, clean, key
 
 MAX_EXPRESSION = 500  # characters
 MAX_BRACKETS = 40
-SIGNS = {r"\times": "*", r"\cdot": "*", r"\div": "/"}
-# No **, //, leading zeros, and a sign only first or first in a bracket, a minus.
-ALLOWED = re.compile(r"[-+*/()0-9\s]*", re.ASCII)
-REFUSED = re.compile(r"[-+*/]\s*[-+*/]|(?:^|\()\s*\+|(?<![0-9])0[0-9]", re.ASCII)
+SIGNS = rules("countdown")
 OPERATIONS: dict[type[ast.operator], Callable[[Fraction, Fraction], Fraction]] = {
     ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, ast.Div: operator.truediv,
 }  # fmt: skip
@@ -40,9 +37,9 @@ NO_ALGEBRA = Algebra(
 )
 MAX_LOOSE = 12  # members of a list that are paired by trying
 
-VARIABLE, CHOICE, CHOICES, BOUND = patterns("variable choice choices bound")
+VARIABLE, CHOICE, CHOICES, BOUND, TIME = patterns("variable choice choices bound time")
+ALLOWED, REFUSED = patterns("allowed refused")
 INDEX = re.compile(r"_\{\d\}$")
-TIME = re.compile(r"(\d{1,2}):(\d{2})(?::(\d{2}))?\s*(?:([ap])\.?\s?m\.?)?", re.I | re.ASCII)
 
 
 def same(gold: str, answer: str, depth: int = 2, algebra: Algebra = NO_ALGEBRA) -> bool:
@@ -204,10 +201,7 @@ def countdown(answer: str, numbers: Sequence[int], target: int) -> bool:
     may follow, if it is the target."""
     if len(answer) > MAX_EXPRESSION:
         return False
-    text = clean(answer)
-    for sign, plain in SIGNS.items():
-        text = text.replace(sign, plain)
-    text, equals, claimed = text.partition("=")
+    text, equals, claimed = SIGNS(clean(answer)).partition("=")
     used: list[int] = []
     return (
         not (equals and number(claimed) != target)

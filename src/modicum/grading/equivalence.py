@@ -12,7 +12,6 @@ import itertools
 import json
 import logging
 import random
-import re
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
@@ -31,14 +30,11 @@ from modicum.grading.values import CONTEXT, Value, close, divide, to_mp, value_a
 SPARE_SECONDS = 15  # of processor time above the limit, for importing sympy
 MAX_MEMORY = 2 << 30  # bytes of address space, where limits exist
 MAX_VERIFIED = 200  # characters of a formula that math-verify sees
-LIBRARY = re.compile(r"\\(?:sum|prod|i{0,2}int|lim|begin|det|partial)(?![A-Za-z])")
-OURS, INDEX = patterns("ours index")
-INDEX_I = re.compile(r"_\s*\{\s*i\s*=")  # which math-verify takes for the imaginary one
-LETTER_I = re.compile(r"(?<![A-Za-z\\])i(?![A-Za-z])")
+LIBRARY, OURS, INDEX, INDEX_I = patterns("library ours index index_i")
+LETTER_I, IMAGINARY = patterns("letter_i imaginary")
 DIGITS = 30  # that math-verify compares
 FAILURES = (Unreadable, RecursionError, OverflowError, MemoryError, ValueError)
 MIN_POINTS = 6  # at which both must be defined
-IMAGINARY = re.compile(r"(?<![A-Za-z\\])[Ij](?![A-Za-z])")  # what programs write for i
 SCALES = (1, 3, 1, 12, 2, 200, 5, 1, 40, 2, 3, 1, 6, 1, 2, 20)
 
 

@@ -12,14 +12,10 @@ from modicum.grading import pairs, patterns
 from modicum.grading.quantities import number
 from modicum.grading.spelling import TEXT
 
-BRACE = re.compile(r"\\(?:boxed|fbox|framebox)\s*\{|\\.|[{}]", re.DOTALL)
-BARE_BOX = re.compile(r"\\(?:boxed|fbox)[ \t]+([^\s{}]+)")
-OPENED = re.compile(r"\\(?:boxed|fbox|framebox)\s*\{|<answer>")
+BRACE, BARE_BOX, OPENED, ANSWER_IS, PROSE = patterns("brace bare_box opened answer_is prose")
 HASHES, FIRST_NUMBER, ANY_NUMBER, TURN = patterns("hashes first_number any_number turn")
-ANSWER_IS = re.compile(r"(?i)\banswer[*_ \t]{0,4}(?:is[ \t]*:?|:|=)[*_ \t]{0,4}([^\n]{1,200})")
 THINKING = pairs("thinking")  # what opens it, and what closes it
 THINK = re.compile("|".join(map(re.escape, [*THINKING, *THINKING.values()])))
-PROSE = re.compile(r"(?<![A-Za-z\\])[A-Za-z]{3,}")
 
 
 def _last(found: Iterable[Any]) -> Any:

@@ -10,20 +10,16 @@ from collections.abc import Callable
 from fractions import Fraction
 from functools import reduce
 
-from modicum.grading import patterns
+from modicum.grading import patterns, rules
 from modicum.grading.quantities import quantity
 from modicum.grading.spelling import TEXT, key
 
 Parts = tuple[str, list[str]]
 
-UNEQUAL = re.compile(r"[<>]|!=")
 OPENING, CLOSING = "([{⟨‹", ")]}⟩›"
-BRACKETS = {r"\{": "⟨", r"\}": "⟩", r"\langle": "‹", r"\rangle": "›"}
-JOINT, MATRIX, BUILDER = patterns("joint matrix builder")
-JOINED = re.compile(r"\b(and|or)\b")
-NESTED = re.compile(r"(?:Matrix\()?\[\s*\[([^\[\]]*(?:\]\s*,?\s*\[[^\[\]]*)*)\]\s*\]\)?")
-PAIR = re.compile(r"\(([^()=]+)\)\s*=\s*\((.+)\)")
-LETTER = re.compile(r"[A-Za-z]|[A-Za-z]_\{?\w\}?|\\[A-Za-z]+")
+with_brackets = rules("brackets")  # one character for \{ and the like
+JOINT, MATRIX, BUILDER, NESTED = patterns("joint matrix builder nested")
+PAIR, LETTER, JOINED, UNEQUAL = patterns("pair letter joined unequal")
 
 
 def split(text: str) -> Parts:
@@ -68,13 +64,6 @@ def rows_of(text: str) -> list[list[str]] | None:
     return [row.split(",") for row in re.split(r"\]\s*,?\s*\[", match[1])] if match else None
 
 
-def with_brackets(text: str) -> str:
-    r"""`text` with one character for \{ and the like."""
-    for command, bracket in BRACKETS.items():
-        text = text.replace(command, bracket)
-    return text
-
-
 def at_commas(text: str) -> list[str] | None:
     """`text` cut at the commas outside brackets; None if its brackets do not match."""
     parts, depth, start = [], 0, 0
@@ -96,19 +85,9 @@ Reals = tuple[str, Ends]  # and the variable in the set, "" for none
 Value = Callable[[str], Fraction | None]
 
 MAX_PARTS = 20
-OR = re.compile(r"(?<=\s)or(?=\s)|\\(?:lor|vee|cup)(?![A-Za-z])")
-AND = re.compile(r"(?<=\s)and(?=\s)|\\(?:land|wedge)(?![A-Za-z])")
 KEEP = {"cap": operator.and_, "setminus": operator.gt}  # gt: in the left, not in the right
-OPERATION = re.compile(r"\\(cap|setminus)(?![A-Za-z])")
-# A text without any of these is no set that can be written in two ways.
-WRITTEN = re.compile(r"[<>]|!=|\\(?:cup|cap|setminus)(?![A-Za-z])|\bexcept\b")
-RELATION = re.compile(r"([<>]=?|!=|=)")
-NAME = re.compile(r"[A-Za-z]|\\[a-z]+|[A-Za-z]_\{?\w\}?")
-MEMBER = re.compile(r"([A-Za-z]|\\[a-z]+)\s*\\in(?![A-Za-z])\s*(.*)")
-REAL = re.compile(r"\\mathbb\s*\{?\s*R\s*\}?")
-MINUS = re.compile(r"(?<=[])}R])\s*-(?=\s*[⟨{])")
-EXCEPT = re.compile(r"(?:all )?real(?: number)?s? (?:except|other than)(?: for)? (?:\w ?= ?)?(.*)")
-INFINITE = re.compile(r"([-+]?)\s*\\infty")
+OR, AND, OPERATION, MINUS, EXCEPT, WRITTEN = patterns("or and operation minus except written")
+RELATION, NAME, MEMBER, REAL, INFINITE = patterns("relation name member real infinite")
 ALL: Ends = ((float("-inf"), 1), (float("inf"), 0))
 MIRROR = {"<": ">", ">": "<", "<=": ">=", ">=": "<=", "!=": "!=", "=": "="}
 

@@ -9,7 +9,7 @@ from fractions import Fraction
 from functools import lru_cache
 from typing import NamedTuple
 
-from modicum.grading import WORDS, patterns
+from modicum.grading import WORDS, firsts, patterns
 from modicum.grading.spelling import TEXT, clean
 
 MAX_TEXT = 1100  # characters of a number with its unit
@@ -17,19 +17,13 @@ MAX_DIGITS = 1000  # digits of a number, written out
 MIN_DIGITS = 6  # significant digits of a decimal that may stand for an endless one
 
 PREFIX, SCALE, GROUPS, TRAILING = patterns("prefix scale groups trailing")
+DEGREE, SQUARED, WORD = patterns("degree squared unit")
 # Tried in this order: the longer forms begin like the shorter ones.
 FORMS = patterns("mixed fraction scientific raised repeating dotted plain")
 MIXED, FRACTION, SCIENTIFIC, RAISED, REPEATING, DOTTED, PLAIN = FORMS
 CURRENCY = {"$": "dollar", "€": "euro", "£": "pound", "¥": "yen", "₹": "rupee"}
 
-DEGREE = re.compile(r"\s*(?:\^\s*\{?\s*\\circ\s*\}?|°)", re.ASCII)
-SQUARED = re.compile(r"([a-z]) (?:(squared)|cubed)(?![a-z])")
-WORD = re.compile(r"([A-Za-z]+(?:/[A-Za-z]+)?)(?:\^\{?([23])\}?)?", re.ASCII)
-UNIT_NAMES = {
-    word: line.split()[0]
-    for line in WORDS["units"].replace("\n", ";").split(";")
-    for word in line.split()
-}
+UNIT_NAMES = firsts("units")
 UNITS = frozenset(UNIT_NAMES.values())
 UNIT_SYNONYMS = {"unit": "", "unit2": "", "unit3": "", "mph": "mi/h", "kph": "km/h"}
 POWERS = {"square": "2", "sq": "2", "cubic": "3", "cu": "3"}

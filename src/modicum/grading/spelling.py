@@ -4,34 +4,18 @@ import re
 from functools import lru_cache
 from unicodedata import normalize
 
-from modicum.grading import WORDS, pairs, patterns, rules
+from modicum.grading import firsts, pairs, patterns, rules
 
-SIGNS = str.maketrans(
-    {sign: rf"\{name} " for sign, name in pairs("signs").items()}
-    | {sign: rf"\mathbb{{{name}}}" for sign, name in zip("ℝℤℕℚℂ", "RZNQC", strict=True)}
-    | {
-        sign: rf"\frac{{{top}}}{{{bottom}}}"
-        for sign in "½⅓⅔¼¾⅕⅖⅗⅘⅙⅚⅐⅛⅜⅝⅞⅑⅒"
-        for top, bottom in [normalize("NFKC", sign).split("\u2044")]
-    }
-    | dict(zip("\u2212\u2013\u2014\u2044∕∗′º∣", "---//*'°|", strict=True))
-    | {"…": "...", "¢": " cents", "∛": r"\sqrt[3]"}
-)
+COMMANDS = {sign: rf"\{name} " for sign, name in pairs("signs").items()}
+SIGNS = str.maketrans(COMMANDS | pairs("characters") | {"¢": " cents"})
 SCRIPTS = re.compile("([⁰¹²³⁴-⁹⁺⁻⁽⁾ⁿⁱ]+)|([₀-₉₊₋ₙₖ]+)")
-CLEAN = rules("clean")
-INFINITY = re.compile(r"(?<![A-Za-z\\])(?:oo|[Ii]nf(?:inity)?)(?![A-Za-z])")
+CLEAN, PROGRAMS = rules("clean"), rules("programs")
 
-(TEXT,) = patterns("text")
+TEXT, STOP, WORD = patterns("text stop word")
 UNWRAP = (("$$", "$$"), ("$", "$"), (r"\(", r"\)"), (r"\[", r"\]"), ("**", "**"), ("__", "__"))
 UNWRAP += (("*", "*"), ("`", "`"))
-STOP = re.compile(r"(?<![\\.])[.,;]$")
 KEY = rules("key")
-WORD = re.compile(r"[A-Za-z]{2,}")
-SYNONYMS = {
-    other: first
-    for first, *others in map(str.split, WORDS["synonyms"].splitlines())
-    for other in others
-}
+SYNONYMS = firsts("synonyms")
 
 
 def clean(text: str) -> str:
@@ -43,12 +27,8 @@ def clean(text: str) -> str:
     if "\\" in text:
         if r"\begin" in text:
             text = re.sub(r"\\\\\[[^\[\]]*\]", r"\\\\", text)
-        for old, new in WORDS["spellings"].items():
-            text = text.replace(old, new)
         text = CLEAN(text)
-    for old, new in (("==", "="), ("math.", ""), ("np.", ""), ("~", " ")):
-        text = text.replace(old, new)
-    text = INFINITY.sub(r"\\infty ", text).strip()
+    text = PROGRAMS(text).strip()
     for _ in range(4):
         before = text
         text = STOP.sub("", text).strip()

@@ -183,7 +183,7 @@ def environment(**filters: Any) -> jinja2.Environment:
     return made
 
 
-def filled(template: str, **values: Any) -> str:
+def filled(template: str, /, **values: Any) -> str:
     """The text that a template of this folder makes of values."""
     return environment().get_template(template).render(values).rstrip()
 

@@ -21,12 +21,9 @@ MAX_TEXT = 20_000  # characters, the last ones, that are read
 MAX_COUNTED = 10  # different steps that have a weight of their own
 MAX_RUN = 200  # parts of an equation that are read
 
-MARK = re.compile(r"<<([^<>\n]{0,200})>>")
 PLAIN = rules("steps")
-(TOKEN,) = patterns("working")
+TOKEN, MARK, OPERATOR, DECIMAL = patterns("working calculator operator number")
 ALGEBRA = frozenset("^_\\|{}[]√")
-OPERATOR = re.compile(r"[-+*/]")
-DECIMAL = re.compile(r"([0-9]*)(?:\.([0-9]+))?(%?)")
 
 
 class Step(NamedTuple):

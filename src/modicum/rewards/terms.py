@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
 from modicum.answers import STYLES
-from modicum.grading import WORDS
+from modicum.grading import WORDS, patterns
 from modicum.limits import Between, Limits, within
 from modicum.rewards.base import Term
 from modicum.rewards.source import FOLDERS
@@ -30,13 +30,9 @@ LANGUAGES = {lang: s.split() for s, used in WORDS["scripts"].items() for lang in
 NO_BLANKS = frozenset({"CJK", "HIRAGANA", "KATAKANA", "THAI", "LAO", "KHMER", "MYANMAR"})
 IN_FORMULAS = frozenset({"LATIN", "GREEK"})
 
-TAG = re.compile(r"</?(?:think|answer)>")
-MARK = re.compile(r"```|`|\$\$|\$|\\[\[\]()]")
+TAG, MARK, COMMAND, LETTERS, WRITTEN = patterns("tag quote command letters wording")
 CLOSE = {"```": "```", "`": "`", "$$": "$$", "$": "$", r"\[": r"\]", r"\(": r"\)"}
-COMMAND = re.compile(r"\\(?:begin|end)\{[a-z*]{1,20}\}|\\[A-Za-z]+")
-LETTERS = re.compile(r"[^\W\d_]+")
 REPORT = "reward_model.json"  # of a reward model, in its folder
-CONTENT = re.compile(r"[0-9]|\\[A-Za-z]|[^\W\d_]")
 
 
 @dataclass(frozen=True)
@@ -148,7 +144,7 @@ class Language(Term):
         for script, count in words(text):
             counts[script] += count
         if not (every := counts.total()):
-            return float(CONTENT.search(text) is not None)
+            return float(WRITTEN.search(text) is not None)
         return sum(counts[script] for script in LANGUAGES[self.lang]) / every
 
 

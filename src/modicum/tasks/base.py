@@ -12,13 +12,12 @@ import itertools
 import random
 from abc import ABC, abstractmethod
 from dataclasses import replace
-from typing import Any, ClassVar, Protocol, TypeVar, runtime_checkable
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 from modicum import answers
 from modicum.spec import Named, check
 from modicum.types import SPLITS, Grade, Problem, Split, UserError
 
-T = TypeVar("T")
 Level = int | tuple[int, ...]
 """A setting of a procedural task, or several values of it, each a level."""
 SHARES: dict[Split, int] = {"train": 80, "tune": 10, "test": 10}  # percent of all problems
@@ -69,9 +68,19 @@ class Procedural(Named, ABC):
         super().__post_init__()
         self.levels()
 
+    @functools.cache  # noqa: B019  a task is a value, and there are few
     def levels(self) -> tuple["Procedural", ...]:
         """The task at each of its levels, the easiest first; itself where it has one."""
-        return _levels(self)
+        several = {n: v for n in self.graded if isinstance(v := getattr(self, n), tuple)}
+        for name, values in several.items():
+            if not 1 < len(set(values)) == len(values) <= MAX_LEVELS:
+                wanted = f"must be two to {MAX_LEVELS} different levels"
+                raise UserError(f"{self.name}: {name}={values} {wanted}")
+        if not several:
+            return (self,)
+        each = (dict(zip(several, v, strict=True)) for v in itertools.product(*several.values()))
+        made: list[Any] = [replace(self, **values) for values in each]  # type: ignore[type-var]
+        return tuple(sorted(made, key=lambda level: level.problem("train", 0, 0).difficulty))
 
     @abstractmethod
     def make(self, rng: random.Random, split: Split) -> Problem | None:
@@ -105,20 +114,6 @@ class Procedural(Named, ABC):
     def origin(self) -> str:
         """What the random numbers are derived from, beside (split, seed, index)."""
         return str(self)
-
-
-@functools.cache
-def _levels(task: Procedural) -> tuple[Procedural, ...]:
-    several = {n: v for n in task.graded if isinstance(v := getattr(task, n), tuple)}
-    for name, values in several.items():
-        if not 1 < len(set(values)) == len(values) <= MAX_LEVELS:
-            wanted = f"must be two to {MAX_LEVELS} different levels"
-            raise UserError(f"{task.name}: {name}={values} {wanted}")
-    if not several:
-        return (task,)
-    each = (dict(zip(several, v, strict=True)) for v in itertools.product(*several.values()))
-    made: list[Any] = [replace(task, **values) for values in each]  # type: ignore[type-var]
-    return tuple(sorted(made, key=lambda level: level.problem("train", 0, 0).difficulty))
 
 
 def only(value: Level | None) -> int:

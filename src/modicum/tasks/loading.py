@@ -12,7 +12,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from modicum import answers
-from modicum.grading import patterns
+from modicum.grading import rules
 from modicum.tasks.base import split_of
 from modicum.tasks.readers import Record
 from modicum.types import SPLITS, Problem, Split, UserError
@@ -28,10 +28,7 @@ ACCEPTED = "accepted_answers"
 """In the data of a problem with several answers any of which is right: all of them."""
 NOTHING = {"nan", "none", "null", "nil", "n/a", "na", "<na>", "nat", "unknown", "tbd"}
 """What programs write for a missing answer."""
-(SETTING,) = patterns("setting")
-FRACTION = re.compile(r"\\[dtc]frac(?![a-z])")
-SHORT_FRACTION = re.compile(r"\\frac\s*(\d)\s*(\d)")  # \frac12
-GROUPED = re.compile(r"(?<=\d),(?=\d{3}(?!\d))")
+ALIKE = rules("problems")
 WORD = re.compile(r"\d+(?:\.\d+)?|[^\W\d_]+|[-+*/=<>^%!|]")
 
 
@@ -187,10 +184,8 @@ def _agree(one: Assigned, other: Assigned) -> bool:
 def normalise(text: str) -> str:
     r"""`text` as its lower-case words, numbers and operators, one space between them; how LaTeX is
     set (`\dfrac`, `\left`, `\,`, `$`) does not count."""
-    text = unicodedata.normalize("NFKC", text)
-    text = FRACTION.sub(r"\\frac", SETTING.sub(" ", text)).replace("\u2212", "-")
-    text = SHORT_FRACTION.sub(r"\\frac{\1}{\2}", text)
-    return " ".join(WORD.findall(GROUPED.sub("", text.lower()))) or text.strip()
+    text = ALIKE(unicodedata.normalize("NFKC", text))
+    return " ".join(WORD.findall(text.lower())) or text.strip()
 
 
 def overlap(one: Iterable[Problem], other: Iterable[Problem]) -> list[tuple[Problem, Problem]]:

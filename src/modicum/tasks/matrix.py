@@ -24,13 +24,10 @@ Matrix = tuple[tuple[Fraction, ...], ...]
 
 MAX_TEXT = 4000  # characters of a written matrix
 MAX_SIDE = 10  # rows, columns
-MAX_ENTRY = 90  # characters of an entry
 ASKED = {"rref": "reduced row echelon form", "inverse": "inverse"}
 DEFICIENT = 0.25  # share of the matrices to reduce whose last row depends on the others
 
-NAME, LAST = patterns("named_matrix last_matrix")
-FACTOR = re.compile(r"(.{1,100}?)\s*(?:\\cdot|\\times|\*)?\s*(?=\\begin\{|\[\s*\[)", re.DOTALL)
-ENTRY = re.compile(rf"(?:[-+./{{}}0-9\s]|\\frac){{1,{MAX_ENTRY}}}", re.ASCII)
+NAME, FACTOR, ENTRY, LAST = patterns("named_matrix factor entry last_matrix")
 
 
 def read(text: str) -> Matrix | None:
