@@ -12,10 +12,13 @@ import torch
 import torch.distributed as dist
 
 from modicum.config import TrainConfig, from_mapping
+from modicum.engine import agreement
+from modicum.engine.samplers import SAMPLERS
 from modicum.engine.split import SplitEngine
 from modicum.parallel import Team, parse
 from modicum.training import loop
 from modicum.types import UserError
+from off_sampler import Off
 
 Job = Callable[..., Any]
 
@@ -45,6 +48,16 @@ def planted(config: dict[str, Any], at: int, what: str) -> Any:
         return train(config)
     finally:
         loop.optimizer_step = step
+
+
+def off(config: dict[str, Any]) -> Any:
+    """A run by a sampler whose log-probs are off, and with a proof that lets it."""
+    exact, SAMPLERS["off"], agreement.EXACT = agreement.EXACT, Off, 10.0
+    try:
+        return train(config)
+    finally:
+        agreement.EXACT = exact
+        del SAMPLERS["off"]
 
 
 def short(config: dict[str, Any]) -> Any:
@@ -88,7 +101,7 @@ def asked(name: str) -> Any:
     }
 
 
-JOBS: dict[str, Job] = {"train": train, "planted": planted, "short": short, "asked": asked}
+JOBS: dict[str, Job] = {job.__name__: job for job in (train, planted, off, short, asked)}
 
 
 def main() -> None:
