@@ -3,11 +3,9 @@
     surrogate = w surrogate(pi / o),   w = f(d) without a gradient,   d = log o - log q
 
 q is the probability that the sampler says, o what the trainer's own forward gives before the first
-update, pi the policy. That form is `decoupled`; `bypass` has no weight, and the ratio pi / q. KL and
-entropy are not weighed. A weight is no proof: docs/agreement.md has those, which compare q.
+update, pi the policy. That form is `decoupled`; `bypass` has no weight, and the ratio pi / q.
 
-Shapes: T tokens of a row, N those of all rows laid end to end.
-"""
+Shapes: T tokens of a row, N those of all rows."""
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
@@ -30,19 +28,17 @@ class Correction(spec.Named, ABC):
     """What becomes of the difference between sampler and trainer at the tokens of a row."""
 
     form: ClassVar[str] = "decoupled"
+    divides: str = field(default="sampled", init=False)
+    """Whether the loss is divided by all tokens, or by those that are kept; others are in none of its terms."""
 
     @abstractmethod
     def weigh(self, d_T: Tensor) -> Tensor:
         """Weights [T] of d [T] in nats; 0 where it rejects."""
 
-    @property
-    def counts(self) -> bool:
-        """Whether what it rejects leaves the loss and what that is divided by."""
-        return getattr(self, "divides", "sampled") == "kept"
-
     def weights(self, d_T: Tensor) -> Weights:
-        """The weights of a row; None where a token leaves the loss."""
-        return tuple(w or (None if self.counts else 0.0) for w in self.weigh(d_T).tolist())
+        """The weights of a row."""
+        rejected = None if self.divides == "kept" else 0.0
+        return tuple(weight or rejected for weight in self.weigh(d_T).tolist())
 
 
 @dataclass(frozen=True)
@@ -68,7 +64,7 @@ class Token(Correction):
 
 @dataclass(frozen=True)
 class Rejecting(Correction):
-    """One that rejects; the loss is divided by what is `kept`, or by all that was `sampled`."""
+    """One that may give a weight of 0."""
 
     divides: Literal["kept", "sampled"] = field(default="kept", kw_only=True)
 

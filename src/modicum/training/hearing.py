@@ -102,7 +102,7 @@ def corrected(session: Session, rollout: Rollout) -> tuple[Rollout, dict[str, fl
     if session.policy.sampler.in_process or not rollout.kept:
         return rollout, {}
     says = goal.signal(rollout.rewards_PG[list(rollout.kept)]).tolist()
-    every = not goal.droppable or choice.counts
+    every = not goal.droppable or choice.divides == "kept"
     kept = [number for number, signal in zip(rollout.kept, says, strict=True) if signal or every]
     # In the order of the batch, so that its micro-batches round alike.
     kept.sort(key=lambda number: max(len(c.tokens) for c in groups[number].completions))
