@@ -17,8 +17,9 @@ from modicum.config import Compute, Sampling, TrainConfig
 from modicum.engine import agreement
 from modicum.engine.logprobs import forward_backward, logprobs
 from modicum.engine.samplers import SAMPLERS
-from modicum.objectives import OBJECTIVES, Counts, Tokens, corrections
+from modicum.objectives import OBJECTIVES, Tokens, corrections
 from modicum.objectives import parse as objective
+from modicum.objectives.base import Counts
 from modicum.objectives.corrections import CORRECTIONS, measured, parse
 from modicum.rewards import StepExtras
 from modicum.training import step
@@ -243,8 +244,11 @@ def under(config: TrainConfig, correction: str, by: float = 0.5, **batch: Any) -
 
 
 def drawn(config: TrainConfig) -> tuple[Session, Rollout]:
+    """A first rollout in which the first completion of each group is the right one."""
     session = prepare(config)
-    return session, draw(session, 0, StepExtras(), [], machine.Stopwatch())
+    rollout = draw(session, 0, StepExtras(), [], machine.Stopwatch())
+    rollout.rewards_PG.zero_()[:, 0] = 1.0
+    return session, rollout
 
 
 def pattern(values: tuple[Any, ...], count: int) -> tuple[Any, ...]:
