@@ -339,6 +339,9 @@ def test_a_sampler_that_agrees_is_trained_as_one_in_this_process(
     logged = [metrics_of(of)[0] for of in found]
     assert not [key for key in logged[0] if key.startswith(("sampler/", "sync/"))]
     assert logged[1]["sync/bytes"] == 1024
+    # One forward more of what is trained, beside a forward and a backward of twice as much.
+    more = logged[1]["flops/training"] / logged[0]["flops/training"]
+    assert 1.3 < more < 1.4 and logged[1]["flops/total"] > logged[0]["flops/total"]
     assert logged[1]["sampler/mismatch_max"] < 1e-5 < logged[3]["sampler/mismatch_mean"]
     assert logged[2]["sampler/weight_mean"] == pytest.approx(1, abs=1e-5)
 
