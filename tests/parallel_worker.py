@@ -12,12 +12,15 @@ import torch
 import torch.distributed as dist
 
 from modicum.config import TrainConfig, from_mapping
+from modicum.engine import agreement
+from modicum.engine.samplers import SAMPLERS
 from modicum.engine.split import SplitEngine
 from modicum.models.precision import UNSCALED
 from modicum.parallel import Team, parse
 from modicum.parallel.zero import ShardedMaster
 from modicum.training import loop
 from modicum.types import UserError
+from off_sampler import Off
 
 Job = Callable[..., Any]
 
@@ -46,6 +49,16 @@ def planted(config: dict[str, Any], at: int, what: str) -> Any:
         return train(config)
     finally:
         loop.agree_trained = agree
+
+
+def off(config: dict[str, Any]) -> Any:
+    """A run by a sampler whose log-probs are off, and with a proof that lets it."""
+    exact, SAMPLERS["off"], agreement.EXACT = agreement.EXACT, Off, 10.0
+    try:
+        return train(config)
+    finally:
+        agreement.EXACT = exact
+        del SAMPLERS["off"]
 
 
 def short(config: dict[str, Any]) -> Any:
@@ -121,7 +134,7 @@ def asked(name: str) -> Any:
 
 
 JOBS: dict[str, Job] = {
-    job.__name__: job for job in (train, planted, short, weighed, written, asked)
+    job.__name__: job for job in (train, planted, off, short, weighed, written, asked)
 }
 
 

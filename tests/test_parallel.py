@@ -23,11 +23,14 @@ from safetensors.torch import load_file
 from helpers import QUICK, metrics_of
 from modicum import machine, runs
 from modicum.config import Held, Optimizer, Steps, TrainConfig
+from modicum.engine import agreement
+from modicum.engine.samplers import SAMPLERS
 from modicum.models.rounding import rounded
 from modicum.parallel import PARALLEL, parse
 from modicum.training.loop import train
 from modicum.types import UserError
 from modicum.updates import UPDATES
+from off_sampler import Off
 
 WORKER = Path(__file__).with_name("parallel_worker.py")
 DIGITS = '''
@@ -200,6 +203,22 @@ def test_two_processes_train_as_one(
     batch, compute = replace(run.batch, **batch), replace(run.compute, parallel=parallel)
     config = replace(run, update=update, objective=objective, batch=batch, compute=compute)
     as_one(two, config, tmp_path)
+
+
+@pytest.mark.parametrize("correction", ["token", "mask"])
+def test_another_sampler_is_corrected_as_in_one_process(
+    correction: str, two: Crew, run: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(SAMPLERS, "off", Off)
+    monkeypatch.setattr(agreement, "EXACT", 10.0)
+    batch, compute = (
+        replace(run.batch, correction=correction),
+        replace(run.compute, sampler="off(by=0.5)"),
+    )
+    as_one(two, replace(run, batch=batch, compute=compute), tmp_path, job="off")
+    (first, *_) = metrics_of(Path(run.out))
+    assert first["sampler/mismatch_max"] == pytest.approx(1, abs=1e-5)
+    assert (first["sampler/rejected_tokens"] > 0.2) == (correction == "mask")
 
 
 FIRST = [cls.examples[0] for cls in UPDATES.values()]

@@ -52,6 +52,7 @@ SETTINGS: dict[str, tuple[str, Any]] = {
     "batch.rollout_batch": ("digits", 64),
     "batch.groups": ("fixed", "refill(cap=2)"),
     "batch.denominators": ("fixed", "kept"),
+    "batch.correction": ("fixed", "none"),
     "batch.cut": ("fixed", "mask"),
     "budget.budget": ("length", 1e9),
     "budget.budget_unit": ("fixed", "flops"),

@@ -487,7 +487,8 @@ def test_a_run_ends_where_a_reward_fails_for_all_and_goes_on_when_it_is_mended(
         train(config, overwrite=True)
 
 
-def test_a_function_knows_the_step_and_logs(here: Path, bare: Any) -> None:
+@pytest.mark.parametrize("objective", ["grpo", "ppo(warmup=1)"])
+def test_a_function_knows_the_step_and_logs(here: Path, bare: Any, objective: str) -> None:
     (here / "own_rewards.py").write_text(
         "def f(completions, trainer_state, log_metric, log_extra, **columns):\n"
         "    log_metric('step', trainer_state.global_step)\n"
@@ -497,7 +498,7 @@ def test_a_function_knows_the_step_and_logs(here: Path, bare: Any) -> None:
         "    log_extra('what', [{1}, None, float('nan'), 'x'])\n"
         "    return [trainer_state.epoch for text in completions]\n"
     )
-    config = replace(bare, steps=2, reward="digits + own_rewards:f")
+    config = replace(bare, steps=2, reward="digits + own_rewards:f", objective=objective)
     train(config)
     first, second = runs.read_lines(Path(config.out) / "metrics.jsonl")
     assert (first["user/step"], first["user/max"], first["reward/own_rewards:f"]) == (0, 2, 0)

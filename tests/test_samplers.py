@@ -165,10 +165,16 @@ def test_a_run_on_a_server_is_the_run_in_one_process(
     config = replace(quick, update=update, sampling=sampling)
     for name in MEMBERS:
         compute = Compute("cpu", sampler=name, trunk_bytes=0, agreement_every=1)
-        train(replace(config, compute=compute, out=str(tmp_path / name)))
+        batch = replace(config.batch, correction="none")
+        train(replace(config, compute=compute, batch=batch, out=str(tmp_path / name)))
         said = json.loads((tmp_path / name / "environment.json").read_text())["stop"]
         assert said == list(sampling.stop)
-    assert metrics_of(tmp_path / "http") == metrics_of(tmp_path / "local")
+    # A sampler elsewhere is heard by the trainer, too, which takes a forward.
+    http, local = (
+        [{k: v for k, v in line.items() if not k.startswith(("sampler/", "flops/"))} for line in of]
+        for of in map(metrics_of, (tmp_path / "http", tmp_path / "local"))
+    )
+    assert http == local
     assert tensors_of(tmp_path / "http") == tensors_of(tmp_path / "local")
 
 
@@ -180,6 +186,33 @@ def test_a_server_that_is_not_told_is_found(quick: Any, monkeypatch: pytest.Monk
     rate = replace(quick.optimizer, learning_rate=1e-2)
     config = replace(quick, compute=Compute("cpu", sampler="http"), optimizer=rate)
     with pytest.raises(RunStopped, match="agreement proof"):
+        train(config)
+
+
+@pytest.mark.parametrize("correction", ["token", "mask", "none"])
+def test_a_stale_server_that_lies_is_found_under_every_correction(
+    quick: Any, monkeypatch: pytest.MonkeyPatch, correction: str
+) -> None:
+    """It says the version of the weights that it should have; what is trained shows it."""
+    begin, current = HttpSampler.sample, dict[str, str]()
+
+    def deaf(self: HttpSampler, changed: Changed) -> None:
+        current["version"] = changed.version
+
+    def lying(self: HttpSampler, *args: Any, **options: Any) -> Any:
+        found = begin(self, *args, **options)
+        return [
+            tuple(replace(c, origin=replace(c.origin, weights=current["version"])) for c in group)
+            for group in found
+        ]
+
+    monkeypatch.setattr(HttpSampler, "follow", deaf)
+    monkeypatch.setattr(HttpSampler, "sample", lying)
+    rate = replace(quick.optimizer, learning_rate=1e-2)
+    compute = Compute("cpu", sampler="http", agreement_every=0)
+    batch = replace(quick.batch, correction=correction)
+    config = replace(quick, compute=compute, optimizer=rate, batch=batch)
+    with pytest.raises(RunStopped, match="log-probs of sampler and trainer differ by"):
         train(config)
 
 

@@ -259,6 +259,17 @@ def test_two_arms_that_are_one_method_are_refused_unless_that_is_what_is_asked(
     )
 
 
+def test_an_arm_with_a_correction_that_its_sampler_does_not_need_is_refused() -> None:
+    from modicum.study.cells import check_arms
+
+    arms = TWINS.replace("ARMS", str(["grpo", "weighed"]))
+    arm = "[arm.weighed]\nobjective = 'grpo'\n[arm.weighed.batch]\ncorrection = 'token'\n"
+    with pytest.raises(
+        UserError, match="arm weighed: correction token: the sampler of this process"
+    ):
+        check_arms(made(arms + arm))
+
+
 def test_all_arms_have_the_probe_set_where_one_has_a_curriculum() -> None:
     """Training reward says nothing between curricula."""
     tables = {"question": "?", "control": "uniform", "vary": "curriculum", "budget": {"amount": 9}}

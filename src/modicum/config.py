@@ -81,6 +81,8 @@ class Steps(Settings):
     """Which groups are trained: all, filter (those with a signal) or refill, which draws more."""
     denominators: Literal["auto", "sampled", "kept"] = fixed("auto")
     """Whether the loss is divided by all groups or by those trained; auto: kept for refill."""
+    correction: str = fixed("auto")
+    """What weighs tokens of a sampler elsewhere: none, token, sequence, mask, geometric; auto: token."""
     cut: Literal["score", "zero", "mask"] = fixed("score")
     """What completions cut at max_tokens get: their score, reward 0, or no part in the loss."""
 

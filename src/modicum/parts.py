@@ -25,6 +25,7 @@ from modicum.types import Frozen, UserError
 if TYPE_CHECKING:
     from modicum.curricula import Curriculum
     from modicum.objectives import Objective
+    from modicum.objectives.corrections import Correction
     from modicum.updates import Update
 
 KEPT = "given.json"
@@ -55,6 +56,7 @@ class RunParts(Frozen):
             parse(getattr(config, kind)) if part is None else part for kind, parse, part in held
         )
         require_group(objective, config)
+        correction_of(config)
         return task, update, reward, objective, curriculum
 
     def resumed(self, config: TrainConfig, folder: Path) -> tuple[TrainConfig, Self]:
@@ -89,6 +91,15 @@ def require_group(objective: "Objective", config: TrainConfig) -> None:
     if config.batch.group_size < 2 and getattr(objective, "compares", True):
         hint = "of the objectives reinforce_pp and ppo take 1"
         raise UserError(f"group_size must be at least 2 ({hint})")
+
+
+def correction_of(config: TrainConfig) -> "Correction":
+    """What corrects the sampler of a run; UserError for one that needs none."""
+    from modicum.engine import samplers  # torch
+    from modicum.objectives import corrections
+
+    in_process = samplers.parse(config.compute.sampler).in_process
+    return corrections.parse(config.batch.correction, in_process)
 
 
 def parsers() -> dict[str, Callable[[str], Any]]:

@@ -7,6 +7,7 @@ from typing import Any, Literal, dataclass_transform
 Split = Literal["train", "tune", "test"]
 SPLITS: tuple[Split, ...] = ("train", "tune", "test")
 Advantage = float | Sequence[float]  # of a completion: one number, or one for each of its tokens
+Weights = tuple[float | None, ...]  # of its tokens; None has no part in the loss
 
 
 @dataclass_transform(frozen_default=True, field_specifiers=(field,))
@@ -76,7 +77,9 @@ class Completion(Frozen):
     the prompt had opened thinking, it begins with that mark. `logprobs[t]` is the log-probability
     of `tokens[t]` under the sampling distribution (temperature, top-p and top-k included), `trunk`
     what the engine kept of its way. `reference` has the reference's log-probs of the tokens, where
-    an objective asks for them before the advantages, `values` what a critic made of each."""
+    an objective asks for them before the advantages, `values` what a critic made of each. Once a sampler
+    elsewhere is corrected (`objectives.corrections`), it has `weights`, and `sampled` what the sampler said.
+    """
 
     tokens: tuple[int, ...]
     logprobs: tuple[float, ...]
@@ -86,6 +89,8 @@ class Completion(Frozen):
     origin: Origin | None = field(default=None, compare=False, repr=False)
     reference: tuple[float, ...] = field(default=(), compare=False, repr=False)
     values: tuple[float, ...] = field(default=(), compare=False, repr=False)
+    sampled: tuple[float, ...] = field(default=(), compare=False, repr=False)
+    weights: Weights = field(default=(), compare=False, repr=False)
 
 
 class Group(Frozen):
@@ -98,7 +103,8 @@ class Group(Frozen):
 
 class Row(Frozen):
     """A completion on its way through training. Rows with the same `group` have the same prompt.
-    `trunk` and `reference` are the completion's."""
+    `trunk`, `reference` and `sampled` are the completion's; `part` says which tokens have one in the loss,
+    if not all."""
 
     prompt: tuple[int, ...]
     tokens: tuple[int, ...]
@@ -107,6 +113,8 @@ class Row(Frozen):
     group: int = 0
     trunk: Any = field(default=None, compare=False, repr=False)
     reference: tuple[float, ...] = field(default=(), compare=False, repr=False)
+    sampled: tuple[float, ...] = field(default=(), compare=False, repr=False)
+    part: tuple[bool, ...] = field(default=(), compare=False, repr=False)
 
     @property
     def advantages(self) -> Sequence[float]:

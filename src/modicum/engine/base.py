@@ -102,6 +102,10 @@ class Sampler(ABC):
     def follow(self, changed: Changed) -> None:
         """Sample from the policy as it is now."""
 
+    def metrics(self) -> dict[str, float]:
+        """What it has measured since it was last asked."""
+        return {}
+
     def prove(self) -> None:  # noqa: B027  # not all have a copy of the weights
         """RunStopped where the weights that it samples from are not the policy's."""
 

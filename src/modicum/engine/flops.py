@@ -4,7 +4,8 @@
                 and the head a completion token but the last; scores 4 x H x (tokens looked at)
     critic      what reads, for values and for every pass over the rollout; the policy up to the
                 states, unless they were kept, or a model of its own without its head
-    training    per micro-batch: trunk forward (unless kept from sampling), reference forward
+    training    the forward that a correction hears of another sampler's completions; then per
+                micro-batch: trunk forward (unless kept from sampling), reference forward
                 (with a KL term, at the first update), forward, backward, and under
                 checkpointing the forward of the trained layers once more
 
@@ -103,6 +104,9 @@ class FlopCounter:
         ends = pairwise((0, *accumulate(rounds or [len(groups)])))
         sampling = sum(self._sampling(groups[start:end]) for start, end in ends)
         training = self.training(batch.rows, updates)
+        told = [(n, g.prompt, c) for n, g in enumerate(groups) for c in g.completions if c.sampled]
+        for _, load_W in self._parts([Row(p, c.tokens, (), 0.0, n) for n, p, c in told]):
+            training += float(self.adapted_LW.sum(0) @ load_W)
         for group in groups if self.judged else ():
             rows = [Row(group.prompt, (*c.tokens, 0), (), 0.0) for c in group.completions]
             load_W = _packed(rows) if self.split else _padded(rows)

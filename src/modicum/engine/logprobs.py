@@ -138,13 +138,17 @@ def forward_backward(
     trunk = scorer.trunk(pack)
     if objective.needs_reference and reference_N is None:
         reference_N = reference_logprobs(scorer, prepared, sampling, rows, pack, trunk)
+    part_N = torch.tensor([p for row in rows for p in row.part or (True,) * len(row.tokens)])
     lengths_R = torch.tensor([len(row.tokens) for row in rows])
+    counted_R = torch.tensor([sum(row.part) or len(row.tokens) for row in rows])
+    weights_N = objective.weights(counted_R, counts)
+    weights_N = weights_N.new_zeros(len(part_N)).masked_scatter(part_N, weights_N)
     token_N, old_N, advantages_N, weights_N, row_N = up(
         scorer.device,
         tokens_of(rows, torch.device("cpu")),
         torch.tensor([value for row in rows for value in row.logprobs]),
         torch.tensor([value for row in rows for value in row.advantages]),
-        objective.weights(lengths_R, counts),
+        weights_N,
         torch.arange(len(rows)).repeat_interleave(lengths_R),
     )
     tokens = Tokens(old_N, advantages_N, reference_N, weights_N, row_N)

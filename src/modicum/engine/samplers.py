@@ -185,7 +185,9 @@ def _ended(texts: Texts, written: list[int], tokens: Sequence[int]) -> bool:
 
 
 class SamplerSettings(spec.Named, ABC):
-    """Settings that begin a sampler."""
+    """Settings that begin a sampler; `in_process` is the sampler's."""
+
+    in_process: ClassVar[bool] = False
 
     @abstractmethod
     def begin(
@@ -198,6 +200,8 @@ class SamplerSettings(spec.Named, ABC):
 @dataclass(frozen=True)
 class Local(SamplerSettings):
     """This process, token by token, with the engine that trains."""
+
+    in_process: ClassVar[bool] = True
 
     weight_copy: bool | None = None
     """Whether it has a copy of the weights, laid out for few rows (docs/engine.md); None: for a wide

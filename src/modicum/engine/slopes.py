@@ -50,7 +50,7 @@ class Scored:
     @property
     def sampler_N(self) -> Array:
         """The sampler's log-probs."""
-        return np.array([value for row in self.rows for value in row.logprobs])
+        return np.array([value for row in self.rows for value in row.sampled or row.logprobs])
 
     def directions(self) -> dict[str, Array]:
         """What a difference would follow, by the fault."""

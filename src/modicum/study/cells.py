@@ -12,7 +12,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 from modicum.config import Held, read_toml
-from modicum.parts import require_group
+from modicum.parts import correction_of, require_group
 from modicum.report.words import say
 from modicum.results import TuningRun
 from modicum.runs import Run, read_lines, read_object
@@ -157,6 +157,7 @@ def check_arms(study: Study) -> None:
             reward = rewards.parse(config.reward)
             goal = objectives.parse(config.objective)
             require_group(goal, config)
+            correction_of(config)
             curricula.parse(config.curriculum)
             tasks.parse(config.task)
         except UserError as error:

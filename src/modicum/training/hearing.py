@@ -19,13 +19,14 @@ from modicum import stats
 from modicum.draws import EVERYTHING, Taken
 from modicum.engine import logprobs
 from modicum.engine.logprobs import reference_logprobs
+from modicum.objectives.corrections import measured
 from modicum.rewards import StepExtras
 from modicum.training.critic import Critic
 from modicum.training.rate import unpaid
 from modicum.training.rollout import Rollout
 from modicum.training.session import Session
 from modicum.training.step import make_batch, within_memory
-from modicum.types import Batch, Group, Row
+from modicum.types import Batch, Group, Row, Weights
 
 T = TypeVar("T")
 
@@ -80,12 +81,7 @@ def refer(session: Session, groups: Sequence[Group], taken: Taken = EVERYTHING) 
 
     Others in kept groups have their own in the place of them, and no other group has any."""
     kept = range(len(groups)) if taken.kept is None else taken.kept
-    wanted = {
-        (number, member): row
-        for number in kept
-        for member, row in enumerate(unpaid(groups, number))
-        if taken.cut != "mask" or groups[number].completions[member].finished
-    }
+    wanted = _rows(groups, kept, taken)
     known = session.policy.scorer, session.prepared, session.config.sampling
     heard = _heard(session, [*wanted.values()], lambda part: reference_logprobs(*known, part))
     told = dict(zip(wanted, heard, strict=True))
@@ -95,6 +91,38 @@ def refer(session: Session, groups: Sequence[Group], taken: Taken = EVERYTHING) 
         own = [replace(c, reference=told.get((number, m), c.logprobs)) for m, c in every]
         found[number] = replace(groups[number], completions=tuple(own))
     return found
+
+
+def corrected(session: Session, rollout: Rollout) -> tuple[Rollout, dict[str, float]]:
+    """The rollout of another sampler with the trainer's own log-probs, and weights, where it is trained.
+
+    Also how far the two are apart, of all completions that were heard: those of groups with a signal
+    where others have no part in the loss. A sampler of this process leaves all as it is."""
+    goal, choice, groups = session.objective, session.correction, list(rollout.groups)
+    if session.policy.sampler.in_process or not rollout.kept:
+        return rollout, {}
+    says = goal.signal(rollout.rewards_PG[list(rollout.kept)]).tolist()
+    every = not goal.droppable or choice.divides == "kept"
+    kept = [number for number, signal in zip(rollout.kept, says, strict=True) if signal or every]
+    # In the order of the batch, so that its micro-batches round alike.
+    kept.sort(key=lambda number: max(len(c.tokens) for c in groups[number].completions))
+    known, apart, weights = session.config.sampling, list[Tensor](), list[Weights]()
+    wanted, scorer = _rows(groups, kept, rollout.taken), session.policy.scorer
+    hear = _heard(
+        session, [*wanted.values()], lambda rows: logprobs.logprobs(scorer, rows, known)[0]
+    )
+    for (number, member), row, old in zip(wanted, wanted.values(), hear, strict=True):
+        old_T, said_T = torch.tensor([old, row.logprobs], dtype=torch.double)
+        apart.append(old_T - said_T)
+        weights.append(choice.weights(apart[-1]))
+        told: dict[str, Any] = {"sampled": row.logprobs}
+        if choice.form == "decoupled":
+            told |= {"logprobs": old, "weights": weights[-1]}
+        completions = list(groups[number].completions)
+        completions[member] = replace(completions[member], **told)
+        groups[number] = replace(groups[number], completions=tuple(completions))
+    metrics = measured(torch.cat(apart), weights) if apart else {}
+    return rollout._replace(groups=groups), metrics
 
 
 def narrow(session: Session, batch: Batch) -> Batch:
@@ -138,6 +166,16 @@ def proxy_metrics(session: Session, rollout: Rollout, extras: StepExtras) -> dic
     ratios = [math.fsum(c.logprobs) - math.fsum(c.reference) for c in told]
     found["kl"] += [ratio for ratio in ratios if math.isfinite(ratio)]
     return {f"gold/{key}": statistics.fmean(of) for key, of in found.items() if of}
+
+
+def _rows(groups: Sequence[Group], kept: Sequence[int], taken: Taken) -> dict[tuple[int, int], Row]:
+    """The rows of some groups that have a part in the loss, by group and member."""
+    return {
+        (number, member): row
+        for number in kept
+        for member, row in enumerate(unpaid(groups, number))
+        if taken.cut != "mask" or groups[number].completions[member].finished
+    }
 
 
 @torch.no_grad()

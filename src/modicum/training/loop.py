@@ -26,7 +26,7 @@ from modicum.training import metrics as log
 from modicum.training import origin, rate
 from modicum.training.checkpoint import save
 from modicum.training.folder import begin, chose, look, resumable, sizes_kept
-from modicum.training.hearing import batch_of, proxy_metrics, valued
+from modicum.training.hearing import batch_of, corrected, proxy_metrics, valued
 from modicum.training.rollout import draw, probe_set, silent, work_of
 from modicum.training.session import Session, notes
 from modicum.training.step import (
@@ -225,13 +225,20 @@ def run_step(
     if faults:
         note(f"step {step + 1}: {len(faults)} scores failed and are 0 ({faults[0]})")
     session.order.observe(rollout.seen())
+    trained, apart = corrected(session, rollout)
     if session.critic is not None:
-        rollout = valued(session, session.critic, rollout)
-    batch = batch_of(session, rollout.groups, rollout.rewards_PG, rollout.taken)
-    if not batch.has_signal and (text := silent(session, rollout)):
+        trained = valued(session, session.critic, trained)
+    # What was logged of completions goes by the objects that were drawn.
+    rollout = rollout._replace(taken=trained.taken)
+    batch = batch_of(session, trained.groups, trained.rewards_PG, trained.taken)
+    if apart.get("sampler/rejected_rows") == 1:
+        how = f"{apart['sampler/mismatch_mean']:.2g} nats a token between sampler and trainer"
+        session.silence = f"the correction {session.correction} rejects all completions, for {how}"
+        note(f"step {step + 1}: {session.silence}")
+    elif not batch.has_signal and (text := silent(session, rollout)):
         note(text)
     metrics = log.rollout_metrics(step, rollout) | extras.metrics() | probed
-    metrics |= proxy_metrics(session, rollout, extras)
+    metrics |= proxy_metrics(session, rollout, extras) | apart | session.policy.sampler.metrics()
     watch.lap("scoring")
     if batch.rows and rate.settle(session, run, rollout.groups, batch, note):
         metrics |= _update(session, batch, note)
@@ -240,7 +247,7 @@ def run_step(
         metrics["policy/effective_rate"] = metrics["policy/learning_rate"] * share
     session.counters.empty_steps += not batch.rows
     watch.lap("training")
-    work, team = work_of(session, rollout, batch), session.parallel
+    work, team = work_of(session, trained, batch), session.parallel
     session.count(rollout.tokens, work.total, team.told(lambda: watch.total))
     metrics |= session.order.metrics() | log.run_metrics(session, rollout, len(faults), work, watch)
     metrics = team.told(lambda: metrics)

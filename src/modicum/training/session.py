@@ -20,7 +20,7 @@ from modicum.models.identity import Identity
 from modicum.models.load import inner, load
 from modicum.models.precision import loses_steps, too_fine
 from modicum.parallel import Team
-from modicum.parts import RunParts
+from modicum.parts import RunParts, correction_of
 from modicum.plan.shapes import rested
 from modicum.plan.sizes import settle
 from modicum.report.words import environment
@@ -79,6 +79,7 @@ class Session:
         config, goal, compute = self.config, self.objective, self.config.compute
         self.stop, self.choice = Stop(config.budget), draws.parse(config.batch.groups)
         self.policy.ledger, self.proof = self.counters.ledger, self.optimization.proof
+        self.correction = correction_of(config)
         self.agreement = Agreement(compute.dtype, compute.agreement_every, config.sampling)
         asked = goal.needs_reference, goal.entropy_share < 1
         self.flops = FlopCounter(self.prepared, self.policy.scorer, config.batch, *asked)

@@ -144,7 +144,7 @@ def make_batch(
 
     Rows without advantage are left out where the objective says that they may be, and all rows of
     groups that are not kept. Advantages are those among the kept groups. What `cut` masks stays in
-    the mean of its group and not in that of the batch."""
+    the mean of its group and not in that of the batch; weights of a correction come after both."""
     rows, num_rows, num_tokens, longest = [], 0, 0, {}
     every = range(len(groups))
     kept = every if taken.kept is None else taken.kept
@@ -160,16 +160,22 @@ def make_batch(
         group = groups[index]
         longest[index] = max(len(completion.tokens) for completion in group.completions)
         for member, completion in enumerate(group.completions):
-            if taken.cut == "mask" and not completion.finished:
+            weights, size = completion.weights, len(completion.tokens)
+            part = tuple(weight is not None for weight in weights) or (True,) * size
+            if (weights and not any(part)) or (taken.cut == "mask" and not completion.finished):
                 continue
             num_rows += 1
-            num_tokens += len(completion.tokens)
+            num_tokens += sum(part)
             if index not in found:
                 continue
             given = (completion.tokens, completion.logprobs, found[index][member])
             row = Row(group.prompt, *given, index, completion.trunk, completion.reference)
-            if len(row.advantages) != len(row.tokens):
+            if len(row.advantages) != size:
                 raise UserError(f"{objective}: an advantage a token, or one for all of them")
+            if weights:
+                pairs = zip(row.advantages, weights, strict=True)
+                paid = tuple(advantage * (weight or 0.0) for advantage, weight in pairs)
+                row = replace(row, advantage=paid, sampled=completion.sampled, part=part)
             if not objective.droppable or any(row.advantages):
                 rows.append(row)
     # Rows of a group share a micro-batch and its prompt; groups of similar length are near.
