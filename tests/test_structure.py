@@ -52,6 +52,7 @@ ORDER = [
     "updates",
     "anatomy",
     "engine",
+    "serving",
     "parallel",
     "evaluate",
     "learned",

@@ -64,13 +64,12 @@ def _made(config: TrainConfig, options: Options, many: bool) -> tuple[str, list[
     slow.start()
     gc.disable()  # a fifth of the time, for a program of seconds
     try:
-        from modicum import curricula
-        from modicum.engine import samplers
+        from modicum import curricula, serving
         from modicum.plan import hardware, overall
 
         # They change nothing in a plan, and what is no run has none.
         curricula.parse(config.curriculum)
-        samplers.parse(config.compute.sampler)
+        serving.parse(config.compute.sampler)
         machine = hardware.parse(options.hardware, config.compute.device, config.compute.dtype)
         plans = [
             overall.make(

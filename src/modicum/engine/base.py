@@ -108,6 +108,9 @@ class Sampler(ABC):
     def prove(self) -> None:  # noqa: B027  # not all have a copy of the weights
         """RunStopped where the weights that it samples from are not the policy's."""
 
+    def close(self) -> None:  # noqa: B027  # not all have begun anything
+        """End what it has started."""
+
 
 class Scorer(ABC):
     """Runs a policy, adapters included, for the log-probs of completions."""

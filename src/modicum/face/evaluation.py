@@ -1,7 +1,7 @@
 """`modicum.evaluate` and `modicum.compare`, which the commands of these names call too."""
 
 from collections.abc import Callable, Iterable
-from contextlib import nullcontext
+from contextlib import closing, nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -104,6 +104,7 @@ def perform(
     """Evaluate the policy of `run`, or the model that the config names; written to `out`.
 
     `past` gives another policy of the run than its newest, `parts` what no expression names."""
+    from modicum import serving
     from modicum.engine import policy_of
     from modicum.evaluate import evaluate, held_out
     from modicum.models.load import inner, load
@@ -116,6 +117,7 @@ def perform(
     own = run is not None and config.task == past_config(run).task
     task = parts.task or (past_task(run, config.task) if run and own else tasks.parse(config.task))
     folder = _folder(config.out) if config.out else None
+    serving.parse(config.compute.sampler)  # before a model loads
     config, sized = _sized(config, RunParts(task), run)
     if run is not None:
         was = past_bases(run, past_config(run), config.model, config.base)
@@ -133,7 +135,8 @@ def perform(
     what = config.sampling, config.split, config.problems, config.samples, config.seed
     progress = partial(observer.evaluating, name) if observer else None
     keep = partial(folder.write_lines, "completions.jsonl") if folder else None
-    found = evaluate(policy, task, *what, progress=progress, keep=keep, examples=examples)
+    with closing(policy.sampler):
+        found = evaluate(policy, task, *what, progress=progress, keep=keep, examples=examples)
     if folder is not None:
         folder.write("evaluation.json", values_of(config, name, found))
     if observer is not None:

@@ -12,7 +12,7 @@ from typing import Any, Self
 
 import torch
 
-from modicum import objectives, rewards, updates
+from modicum import objectives, rewards, serving, updates
 from modicum.config import TrainConfig
 from modicum.engine import samplers
 from modicum.models.decoder import view
@@ -169,7 +169,7 @@ def _of_set(
     if subject.judge:
         files = subject.judge.file.parent.glob("*.safetensors")
         static["reward model"] = sum(file.stat().st_size for file in files)
-    decoder, sampler = view(subject.prepared.model), samplers.parse(config.compute.sampler)
+    decoder, sampler = view(subject.prepared.model), serving.parse(config.compute.sampler)
     if decoder and config.compute.engine != "library" and isinstance(sampler, samplers.Local):
         copied = sampler.copied(decoder, device)
         static |= {"sampler's copy": copied.num_bytes} if copied else {}

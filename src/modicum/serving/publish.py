@@ -32,8 +32,7 @@ from modicum.updates.layout import LAYER
 PLAIN = (*TOGETHER[0], "o_proj", *TOGETHER[1], "down_proj")  # matrices of a block of the usual kind
 ADAPTED = (*PLAIN, "qkv_proj", "gate_up_proj")  # those that a server takes a LoRA in
 MAX_RANK = 512  # of such a LoRA
-FOLDER = "modicum-{}"
-"""Of what is sent, by version, which is also what a server calls an adapter."""
+BASE = "model.safetensors"
 
 
 def block_of(path: str) -> tuple[str, str]:
@@ -69,19 +68,15 @@ class Publication:
     tensors: Mapping[str, Tensor]
     adapter: Mapping[str, Tensor] = field(default_factory=dict)
 
-    def write(self, place: Path, version: str) -> tuple[Path | None, Path | None, int]:
-        """Folders of tensors and adapter, if there are any, below `place`, and their bytes."""
+    def write(self, folder: Path) -> tuple[Path | None, Path | None, int]:
+        """Folders of tensors and adapter, if there are any, the adapter's as named, and their bytes."""
         names, rank = [*self.adapter], next((len(t) for t in self.adapter.values()), 0)
         targets = sorted({n.removeprefix("base_model.model.").rsplit(".", 2)[0] for n in names})
         config = {"peft_type": "LORA", "task_type": "CAUSAL_LM", "r": rank, "lora_alpha": rank}
         config |= {"target_modules": targets, "bias": "none", "base_model_name_or_path": None}
-        name = FOLDER.format(version)
-        told = [
-            _written(self.tensors, place / f"{name}-base", "model.safetensors", {}),
-            _written(self.adapter, place / name, WEIGHTS, {CONFIG: config}),
-        ]
+        base = _written(self.tensors, folder.with_name(f"{folder.name}-base"), BASE, {})
         size = sum(t.nbytes for of in (self.tensors, self.adapter) for t in of.values())
-        return told[0], told[1], size
+        return base, _written(self.adapter, folder, WEIGHTS, {CONFIG: config}), size
 
 
 def _written(
@@ -172,7 +167,9 @@ class Publisher:
             sizes = {p: sum(held.numel() for held in self._held(p)) for p in self.modules}
             paths = {min(sizes, key=sizes.__getitem__)}
         units = {self.units[path] for path in paths}
-        return Publication(self.tensors({p for p in self.modules if self.units[p] in units}), adapter)
+        return Publication(
+            self.tensors({p for p in self.modules if self.units[p] in units}), adapter
+        )
 
     def tensors(self, paths: Collection[str]) -> dict[str, Tensor]:
         """The tensors of some modules on the CPU as a checkpoint of the policy has them, tied ones once."""

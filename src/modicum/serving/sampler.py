@@ -16,27 +16,25 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, ClassVar
+from typing import Any, TypeVar
 
-import torch.distributed as dist
-
-from modicum.config import Compute, Sampling
-from modicum.engine.base import Changed, Engine, Prompts, Sampler
-from modicum.engine.samplers import SamplerSettings, ends_within
+from modicum.config import Sampling
+from modicum.engine.base import Changed, Prompts, Sampler
+from modicum.engine.samplers import Drawn, ends_within
 from modicum.engine.text import Texts
-from modicum.limits import Limits, Positive
-from modicum.models.load import Loaded, inner
+from modicum.models.load import Loaded
 from modicum.serving.child import Child
 from modicum.serving.client import Answer, Server, ServerGone
 from modicum.serving.proof import ServerStopped, compare, require_versions
-from modicum.serving.publish import FOLDER, Publisher
+from modicum.serving.publish import Publisher
 from modicum.types import Completion, Origin, UserError
-from modicum.updates.base import Prepared
 
-Asked = Sequence[Sequence[Mapping[str, Any]]]  # requests, group by group
+T = TypeVar("T")
+Requests = Sequence[Mapping[str, Any]]
 TRIES, WAIT = 3, 30.0
-"""How often completions are asked for where a server goes, and seconds until one is there again."""
+"""How often completions are asked for where a server goes, and seconds until another's is asked again."""
 SHARED = Path("/dev/shm")  # memory, as a folder
+NAME = "modicum-"  # begins that of a folder, and of an adapter
 
 
 def seed_of(key: Sequence[object], member: int) -> int:
@@ -47,22 +45,22 @@ def seed_of(key: Sequence[object], member: int) -> int:
 
 @dataclass(eq=False)
 class ServedSampler(Sampler):
-    """Draws with servers, which share the prompts; at most `rows` completions are on their way at a time."""
+    """Draws with servers, which share the requests; `rows` completions are on their way at a time."""
 
     loaded: Loaded
     publisher: Publisher
     rows: int
     servers: Sequence[Server] = ()
     start: Callable[[], Child] | None = None  # of a server of its own, when the first prompt comes
-    sleeps: bool = False  # whether that sleeps while others need its memory
-    place: Path | None = None  # where what is sent lies
+    sleeps: bool = False  # whether servers sleep while others need their memory
+    place: Path | None = None  # where what is sent lies; None: in the machine's memory
 
     def __post_init__(self) -> None:
         self.changed, self.dirty = Changed({}, -1), set[str]()
         self.child: Child | None = None
         self.folder: Path | None = None
         self.count = self.compared = 0  # what was sent so far; tensors that the last proof compared
-        self.awake = False
+        self.up = self.asleep = False
         self.seconds = self.bytes = 0.0
         self._forget()
 
@@ -78,7 +76,6 @@ class ServedSampler(Sampler):
         return told
 
     def close(self) -> None:
-        """End what it has started, and remove what it has written."""
         if self.child is not None:
             self.child.close()
         if self.folder is not None:
@@ -91,9 +88,11 @@ class ServedSampler(Sampler):
         self.dirty |= changed.tensors.keys()
 
     def prove(self) -> None:
+        self._with_policy(self._compare)
+
+    def _compare(self) -> None:
         ours = self.publisher.tensors(self.publisher.modules)
-        with self._up():
-            self.compared = min(compare(s.checksums(), ours, s.url) for s in self.servers)
+        self.compared = min(compare(s.checksums(), ours, s.url) for s in self.servers)
 
     def sample(
         self,
@@ -104,125 +103,149 @@ class ServedSampler(Sampler):
         keep_trunk: bool = False,
         progress: Callable[[int], None] | None = None,
     ) -> list[tuple[Completion, ...]]:
-        """A request for every completion, which ends here where a stop string does."""
+        """A request for every completion; where one ends is for `Texts` to say, and not for servers."""
         if sampling.top_p < 1 or sampling.top_k:
             raise UserError("a server cuts top-k and top-p in a way of its own: leave them out")
         texts = Texts(self.loaded.tokenizer, self.loaded.end_tokens, sampling.stop or ())
-        settings = sampling.temperature, sampling.top_p, sampling.top_k
-        origin = Origin(self.changed.version, *settings)
-        given = {"n": 1, "logprobs": 0, "temperature": sampling.temperature}
-        given["stop_token_ids"] = [*self.loaded.end_tokens]
-        given["max_tokens"] = sampling.max_tokens
+        given = {"n": 1, "logprobs": 0, "max_tokens": sampling.max_tokens}
+        given |= {"temperature": sampling.temperature, "stop_token_ids": [*texts.ends]}
         groups: list[tuple[Completion, ...]] = []
         part = max(1, self.rows // group_size)
         for start in range(0, len(prompts), part):
-            numbers = range(start, min(start + part, len(prompts)))
-            seeds = [[seed_of(keys[n], member) for member in range(group_size)] for n in numbers]
-            asked = [
-                [{"token_ids": [*prompts[n]], "sampling_params": {**given, "seed": s}} for s in own]
-                for n, own in zip(numbers, seeds, strict=True)
+            rows = [
+                {
+                    "token_ids": [*prompts[n]],
+                    "sampling_params": {**given, "seed": seed_of(keys[n], member)},
+                }
+                for n in range(start, min(start + part, len(prompts)))
+                for member in range(group_size)
             ]
-            drawn = self._draw(asked, origin.weights)
-            groups += [_completions(found, texts, origin, sampling.max_tokens) for found in drawn]
+            found = iter(self._complete(rows, texts, sampling))
+            groups += [tuple(group) for group in zip(*[found] * group_size, strict=True)]
             if progress is not None:
                 progress(len(groups))
         return groups
 
-    def _draw(self, asked: Asked, version: str) -> list[list[Answer]]:
-        """Answers from servers that have this version; asked for again where a server goes."""
-        for left in reversed(range(TRIES)):
-            try:
-                with self._up():
-                    self._publish(version)
-                    count = len(self.servers)
-                    parts = self._each(lambda n, server: self._ask(server, asked[n::count]))
-                break
-            except ServerGone as error:
-                if not left:
-                    raise ServerStopped(f"{error}; --resume goes on once it is there") from None
-                self._revive()
-        for server, answers in zip(self.servers, parts, strict=True):
-            require_versions((a.versions for group in answers for a in group), version, server.url)
-        return [parts[n % count][n // count] for n in range(len(asked))]
+    def _complete(self, rows: Requests, texts: Texts, sampling: Sampling) -> list[Completion]:
+        """Where a server has seen a stop string that is none, it is asked again without."""
+        asked = rows
+        if texts.stops:
+            more = {"stop": [*texts.stops], "include_stop_str_in_output": True}
+            asked = [{**row, "sampling_params": row["sampling_params"] | more} for row in rows]
+        origin = Origin(self.changed.version, sampling.temperature, 1.0, 0)
+        drawn = [_cut(texts, answer) for answer in self._draw(asked, origin.weights)]
+        most = sampling.max_tokens
+        early = [n for n, (tokens, _) in enumerate(drawn) if not _whole(texts, tokens, most)]
+        if texts.stops and early:
+            again = self._draw([rows[n] for n in early], origin.weights)
+            for n, answer in zip(early, again, strict=True):
+                drawn[n] = _cut(texts, answer)
+        if odd := [tokens for tokens, _ in drawn if not _whole(texts, tokens, most)]:
+            raise ServerStopped(
+                f"a completion ended after {len(odd[0])} of {most} tokens with none that ends one; are"
+                " prompts and completions longer than the server's --max-model-len?"
+            )
+        whole = texts([tokens for tokens, _ in drawn])
+        return [
+            Completion(*row, texts.cut(text), texts.ended(row[0]), origin=origin)
+            for row, text in zip(drawn, whole, strict=True)
+        ]
 
-    def _ask(self, server: Server, asked: Asked) -> list[list[Answer]]:
-        model = {"model": self.adapter} if self.adapter else {}
-        found = iter(server.generate([{**model, **one} for group in asked for one in group]))
-        return [[next(found) for _ in group] for group in asked]
+    def _draw(self, rows: Requests, version: str) -> list[Answer]:
+        """Answers that were drawn from this version."""
 
-    def _each(self, work: Callable[[int, Server], Any]) -> list[Any]:
+        def ask(place: int, server: Server) -> list[Answer]:
+            mine = rows[place * share :][:share]
+            model = {"model": self.adapter} if self.adapter else {}
+            found = server.generate([{**model, **row} for row in mine])
+            require_versions([answer.versions for answer in found], version, server.url)
+            return found
+
+        share = -(-len(rows) // max(1, len(self.servers)))
+        parts: list[list[Answer]] = self._with_policy(lambda: self._each(ask))
+        return [answer for part in parts for answer in part]
+
+    def _each(self, work: Callable[[int, Server], T]) -> list[T]:
         with ThreadPoolExecutor(len(self.servers)) as pool:
             return list(pool.map(work, range(len(self.servers)), self.servers))
 
-    def _publish(self, version: str) -> None:
-        """Send what is not there as it is now; with proof where servers had nothing."""
-        if version == self.version:
-            return
-        began, publisher, fresh = time.perf_counter(), self.publisher, not self.publisher.sent
-        names, marked = publisher.changes(self.dirty | self.changed.tensors.keys())
-        what, known = publisher.publication(names), {**publisher.sent, **marked}
-        name, old = f"{FOLDER}{version}-{self.count}", self.adapter
-        base, own, size = what.write(self._folder(), name)
-        self._forget()  # all is sent again where this does not end
-
-        def load(_: int, server: Server) -> None:
-            if base is not None:
-                server.load_tensors(base, version)
-            if own is not None:
-                server.load_adapter(name, own, version, old)
-
-        self._each(load)
-        for folder in [base, own and old and own.with_name(old)]:
-            if folder:
-                shutil.rmtree(folder, ignore_errors=True)
-        self.version, self.adapter, publisher.sent = version, name if own else old, known
-        self.dirty, self.count = set(), self.count + 1
-        self.seconds, self.bytes = self.seconds + time.perf_counter() - began, self.bytes + size
-        if fresh:
-            self.prove()
-
-    def _folder(self) -> Path:
-        if self.folder is None:
-            place = self.place or (SHARED if os.access(SHARED, os.W_OK) else None)
-            self.folder = Path(tempfile.mkdtemp(prefix=FOLDER, dir=place))
-        return self.folder
+    def _with_policy(self, work: Callable[[], T]) -> T:
+        """What `work` gives with servers that have the policy as it is; again where one goes."""
+        for left in reversed(range(TRIES)):
+            try:
+                with self._up():
+                    self._publish(self.changed.version)
+                    return work()
+            except ServerGone as error:
+                if not left:
+                    raise ServerStopped(f"{error}; once it is there, --resume goes on") from None
+                self._revive()
+        raise AssertionError
 
     @contextmanager
     def _up(self) -> Iterator[None]:
         """Servers are there, and awake for as long as this lasts."""
         if self.start is not None and self.child is None:
-            self.child, self.awake = self.start(), True
+            self.child = self.start()
             self.servers = [self.child.server]
-        if self.awake or not self.sleeps:
-            yield
-            return
-        ...
+        if self.asleep:
+            self._each(lambda _, server: server.wake())
+            self.asleep = False
+        yield
+        if self.sleeps:
+            self._each(lambda _, server: server.sleep())
+            self.asleep = True
 
     def _revive(self) -> None:
-        """Start the own server again, which then has nothing; wait for others, which may have all."""
+        """Start the own server again, which then has nothing; wait for another, which may have all."""
         if self.child is None:
             time.sleep(WAIT)
         else:
             self.child.restart()
+            self.asleep = False
             self._forget()
 
+    def _publish(self, version: str) -> None:
+        """Send what is not there as it is now; with proof to servers that had nothing."""
+        if version == self.version:
+            return
+        began, publisher, fresh = time.perf_counter(), self.publisher, not self.version
+        names, marked = publisher.changes(self.dirty | self.changed.tensors.keys())
+        what, known, old = publisher.publication(names), publisher.sent | marked, self.adapter
+        if self.folder is None:
+            shared = SHARED if os.access(SHARED, os.W_OK) else None
+            self.folder = Path(tempfile.mkdtemp(prefix=NAME, dir=self.place or shared))
+        new = f"{NAME}{version}-{self.count}"
+        base, own, size = what.write(self.folder / new)
+        self.count += 1
+        self._forget()  # all is sent again unless this comes to its end
 
-def _completions(
-    answers: Sequence[Answer], texts: Texts, origin: Origin, most: int
-) -> tuple[Completion, ...]:
-    """Completions of one prompt, each up to the token that ends it."""
-    found = []
-    for answer in answers:
-        tokens, logprobs = list[int](), answer.logprobs
-        ended = ends_within(texts, tokens, answer.tokens)
-        if not (ended or len(tokens) == most):
-            raise ServerStopped(
-                f"the server ended a completion after {len(tokens)} of {most} tokens, with none that ends"
-                " one; are prompt and completion longer than its --max-model-len?"
-            )
-        if len(logprobs) != len(answer.tokens) or not all(map(math.isfinite, logprobs)):
-            raise ServerStopped("the server gives a token no log-prob, or one that is not a number")
-        (text,) = texts([tokens])
-        given = tuple(tokens), logprobs[: len(tokens)], texts.cut(text), ended
-        found.append(Completion(*given, origin=origin))
-    return tuple(found)
+        def load(_: int, server: Server) -> None:
+            if base is not None:
+                server.load_tensors(base, version)
+            if own is not None:
+                server.load_adapter(new, own, version, old)
+
+        self._each(load)
+        for folder in [base] + [self.folder / old] * bool(own and old):
+            if folder is not None:
+                shutil.rmtree(folder, ignore_errors=True)
+        self.version, self.adapter, publisher.sent = version, new if own else old, known
+        self.dirty = set()
+        self.seconds, self.bytes = self.seconds + time.perf_counter() - began, self.bytes + size
+        if fresh:
+            self._compare()
+
+
+def _cut(texts: Texts, answer: Answer) -> Drawn:
+    """What a server has drawn, up to the first token that ends it."""
+    tokens = list[int]()
+    ends_within(texts, tokens, answer.tokens)
+    logprobs = answer.logprobs[: len(tokens)]
+    if len(logprobs) != len(tokens) or not all(map(math.isfinite, logprobs)):
+        raise ServerStopped("the server gives a token no log-prob, or one that is not a number")
+    return tuple(tokens), logprobs
+
+
+def _whole(texts: Texts, tokens: Sequence[int], most: int) -> bool:
+    return len(tokens) == most or (len(tokens) > 0 and texts.ended(tokens))

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from modicum import draws, objectives, rewards, tasks, updates
+from modicum import draws, objectives, rewards, serving, tasks, updates
 from modicum.config import TrainConfig
 from modicum.curricula import Curriculum, Order
 from modicum.engine import Policy, policy_of
@@ -182,7 +182,8 @@ def prepare(
     config, _ = settle(config, parts)
     task, update, reward, objective, curriculum = (parts or RunParts()).resolve(config)
     compute = config.compute
-    # A bad task, and a reward that does not go with it, fail before the model loads.
+    # A bad task or sampler, and a reward that does not go with it, fail before the model loads.
+    serving.parse(compute.sampler)
     first = task.problem("train", config.seed, 0)
     for _, term in reward.terms:
         term.require(first)
