@@ -5,6 +5,7 @@ The server is a stand-in with vLLM's dialect and traps (`vllm_stub`)."""
 from __future__ import annotations
 
 import hashlib
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -283,7 +284,7 @@ def one_by_one(self: Publisher, model: nn.Module, prepared: Any = None) -> None:
 begin = Publisher.__init__
 
 FAULTS = [
-    ("last(1)", {"stale": True}, "does not hold the policy's weights: 10 of 67"),
+    ("last(1)", {"stale": True}, "does not hold the policy's weights: 7 of 44"),
     ("last(1)", {"keeps_cache": True}, "log-probs of sampler and library differ"),
     ("lora(rank=2)", {"old_adapter": True}, "log-probs of sampler and library differ"),
     ("lora(rank=2)", {"wrong_version": True}, "draws from weights of version another and not"),
@@ -308,9 +309,13 @@ def test_a_fault_stops_the_run(text: str, fault: dict[str, bool], words: str, st
 
 def test_half_a_fused_group_stops_the_run(stub: Stub, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Publisher, "__init__", one_by_one)
-    policy, _ = policy_on(stub, "bitfit")
-    with pytest.raises(RunStopped, match=r"does not hold .* \(model.layers.0.self_attn.qkv_proj"):
-        policy.sample(PROMPTS, KEYS, 2, SHORT)
+    policy, prepared = policy_on(stub, "last(1)")
+    proof = Agreement("fp32", 1, SHORT)
+    agree(policy, prepared, proof, 0)
+    prepared.activate([f"{LAST}self_attn.q_proj.weight"])
+    move(policy, prepared)
+    with pytest.raises(RunStopped, match=r"does not hold .* 2 of 44 tensors differ \(model.layers.5.self"):
+        agree(policy, prepared, proof, 1)
 
 
 def test_a_server_that_was_restarted_stops_the_run(stub: Stub) -> None:
@@ -351,7 +356,12 @@ class Again:
     def restart(self) -> None:
         self.restarts += 1
         self.stub.faults.dies_after = -1
-        self.stub.restart()
+        for _ in range(100):  # until the port is free
+            try:
+                return self.stub.restart()
+            except OSError:
+                time.sleep(0.05)
+        raise AssertionError
 
     def close(self) -> None:
         self.stub.close()
@@ -372,7 +382,7 @@ def test_a_server_of_its_own_is_started_again(text: str, stub: Stub) -> None:
     again = policy.sample(PROMPTS, KEYS, 2, SHORT)
     assert child.restarts == 1
     assert [[c.tokens for c in group] for group in again] == [[c.tokens for c in g] for g in before]
-    assert off(policy, again) < 1e-5
+    assert off(policy, again) < 1e-4
 
 
 def test_several_servers_share_the_prompts(stub: Stub) -> None:
