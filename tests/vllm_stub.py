@@ -91,11 +91,16 @@ class Weights:
     def load(self, folder: Path, stale: bool = False) -> None:
         """What vLLM's layerwise reload does; a layer that comes in part is undefined in the rest."""
         import torch
+        from safetensors import SafetensorError
         from safetensors.torch import load_file
 
         if not list(folder.glob("*.safetensors")):
             raise Refused(500, f"Cannot find any model weights with `{folder}`")
-        sent = {n: t for p in sorted(folder.glob("*.safetensors")) for n, t in load_file(p).items()}
+        files = sorted(folder.glob("*.safetensors"))
+        try:
+            sent = {name: tensor for path in files for name, tensor in load_file(path).items()}
+        except SafetensorError as error:
+            raise ValueError(str(error)) from None
         if stale:
             return
         fresh = deepcopy(self.model)
@@ -382,9 +387,7 @@ class Stub(ThreadingHTTPServer):
         with self.lock:
             try:
                 self.weights.load(Path(body["kwargs"]["weights_path"]), self.faults.stale)
-            except Refused:
-                raise
-            except Exception as error:  # the real one answers every error so
+            except (OSError, ValueError, RuntimeError) as error:
                 raise Refused(500, f"Call to collective_rpc method failed: {error}") from None
         return {"results": [None]}
 
