@@ -141,10 +141,14 @@ class Weights:
         if not name:
             return self.model
         if name not in self.merged:
+            import torch
             from peft import PeftModel
 
-            adapted = PeftModel.from_pretrained(deepcopy(self.model), self.adapters[name])
-            self.merged[name] = adapted.merge_and_unload()
+            from modicum.models.adapters import quiet
+
+            with torch.random.fork_rng(devices=[]), quiet():
+                adapted = PeftModel.from_pretrained(deepcopy(self.model), self.adapters[name])
+                self.merged[name] = adapted.merge_and_unload()
         return self.merged[name]
 
     def draw(
