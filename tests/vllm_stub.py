@@ -38,7 +38,7 @@ FUSED = {
 """Layers of a checkpoint that vLLM keeps as one, and their places in it."""
 PREFIX = "dp0:pp0:pcp0:tp0:"  # of a checksum's name, on one device
 VOCABULARY = 64  # embeddings are padded to a multiple of it, with zeros
-BASE = "base"  # the served model's name
+BASE = "base"  # the served model's name, where none is told
 
 
 class Refused(Exception):
@@ -246,8 +246,9 @@ class Stub(ThreadingHTTPServer):
         port: int = 0,
         dtype: str = "float32",
         process: bool = False,
+        name: str = BASE,
     ) -> None:
-        self.folder, self.dtype, self.process = folder, dtype, process
+        self.folder, self.dtype, self.process, self.name = folder, dtype, process, name
         self.faults = faults or Faults()
         self.asked: list[str] = []  # paths, in order
         self.port = port
@@ -307,9 +308,9 @@ class Stub(ThreadingHTTPServer):
 
     def get_v1_models(self, query: dict[str, str], body: dict[str, Any]) -> Any:
         card = {"object": "model", "owned_by": "vllm", "parent": None, "max_model_len": 256}
-        cards = [{**card, "id": BASE, "root": str(self.folder)}]
+        cards = [{**card, "id": self.name, "root": str(self.folder)}]
         for name, folder in self.weights.adapters.items():
-            cards.append({**card, "id": name, "root": str(folder), "parent": BASE})
+            cards.append({**card, "id": name, "root": str(folder), "parent": self.name})
         return {"object": "list", "data": cards}
 
     def get_server_info(self, query: dict[str, str], body: dict[str, Any]) -> Any:
@@ -326,7 +327,7 @@ class Stub(ThreadingHTTPServer):
 
     def post_inference_v1_generate(self, query: dict[str, str], body: dict[str, Any]) -> Any:
         name, prompt = body.get("model") or "", tuple(body["token_ids"])
-        name = "" if name == BASE else name
+        name = "" if name == self.name else name
         asked = body["sampling_params"]
         if not prompt or asked.get("n", 1) != 1:
             raise Refused(400, "the stub takes a prompt and draws one completion")
@@ -367,7 +368,7 @@ class Stub(ThreadingHTTPServer):
         usage = {"prompt_tokens": len(prompt), "completion_tokens": len(tokens)}
         return {
             **{"request_id": "generate-tokens-1", "output_mode": "tokens", "created": 1},
-            **{"model": name or BASE, "usage": usage, "choices": [choice]},
+            **{"model": name or self.name, "usage": usage, "choices": [choice]},
         }
 
     def post_pause(self, query: dict[str, str], body: dict[str, Any]) -> Any:
@@ -416,7 +417,7 @@ class Stub(ThreadingHTTPServer):
         name, folder = body["lora_name"], Path(body["lora_path"])
         adapters = self.weights.adapters
         with self.lock:
-            if name in adapters or name == BASE:
+            if name in adapters or name == self.name:
                 raise Refused(400, f"The lora adapter '{name}' has already been loaded.")
             first = next(iter(adapters.values()), folder)
             if self.faults.old_adapter:
@@ -514,11 +515,13 @@ def main() -> None:
     parser.add_argument("--model")
     parser.add_argument("--port", type=int)
     parser.add_argument("--dtype", default="float32")
+    parser.add_argument("--served-model-name", default=BASE)
     arguments, _ = parser.parse_known_args()
     faults = Faults(**json.loads(os.environ.get("VLLM_STUB_FAULTS", "{}")))
     canned = os.environ.get("VLLM_STUB_CANNED") == "1"
     dtype = "float32" if arguments.dtype == "auto" else arguments.dtype
-    Stub(None if canned else arguments.model, faults, arguments.port, dtype, process=True)
+    folder, name = None if canned else arguments.model, arguments.served_model_name
+    Stub(folder, faults, arguments.port, dtype, process=True, name=name)
     threading.Event().wait()
 
 

@@ -44,6 +44,13 @@ DEFAULTS = {"VLLM_CPU_OMP_THREADS_BIND": "nobind"}  # without a GPU it shares th
 FAULT = re.compile(r"\b((?:\w+\.)*\w*(?:Error|Exception|Interrupt): .+)")
 
 
+def free_port() -> int:
+    """A port that nobody has now."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
+
+
 @dataclass(eq=False)
 class Child:
     """Starts when it is made. UserError, one line, if it does not; what it says is in its log."""
@@ -81,10 +88,7 @@ class Child:
         """End the server, if it runs, and start it: with the base's weights, and another URL."""
         self.close()
         for _ in range(TRIES):
-            with socket.socket() as free:
-                free.bind(("127.0.0.1", 0))
-                port = free.getsockname()[1]
-            if self._start(port, f"modicum-{secrets.token_hex(4)}"):
+            if self._start(free_port(), f"modicum-{secrets.token_hex(4)}"):
                 return
         raise UserError(f"vLLM found its port taken {TRIES} times; its log is {self._log}")
 

@@ -218,7 +218,8 @@ class Server:
     def alive(self) -> bool:
         """Whether it says that it is healthy."""
         try:
-            return self._call("/health", None, CONNECT_SECONDS)[0] == 200
+            limit = min(CONNECT_SECONDS, self.patience)
+            return self._call("/health", None, limit)[0] == 200
         except (OSError, http.client.HTTPException):
             return False
 
