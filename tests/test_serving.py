@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from modicum import serving, updates
+from modicum import updates
 from modicum.config import Compute, Optimizer, Sampling
 from modicum.engine import Policy, policy_of
 from modicum.engine.agreement import Agreement
@@ -24,6 +24,7 @@ from modicum.engine.logprobs import logprobs
 from modicum.engine.version import require_origin
 from modicum.models.load import TINY, load
 from modicum.serving import sampler as served
+from modicum.serving.members import parse
 from modicum.serving.proof import compare, require_versions
 from modicum.serving.publish import Publication, Publisher
 from modicum.serving.sampler import ServedSampler, seed_of
@@ -54,7 +55,6 @@ def policy_on(stub: Stub, text: str) -> tuple[Policy, Prepared]:
     """The tiny base under an update, sampled by the server."""
     loaded = load("tiny", device="cpu")
     prepared = updates.parse(text).apply(loaded.model)
-    serving.parse("local")
     policy = policy_of(loaded, prepared, Compute(sampler=f"server('{stub.url}')"))
     assert isinstance(policy.sampler, ServedSampler)
     return policy, prepared
@@ -154,7 +154,7 @@ def test_a_server_that_has_nothing_gets_all_that_may_differ() -> None:
 )
 def test_an_update_says_how_it_goes(text: str, as_adapter: bool) -> None:
     prepared = updates.parse(UPDATES[text].examples[0]).apply(load("tiny", device="cpu").model)
-    assert Publisher(prepared.model, prepared).as_adapter == as_adapter
+    assert bool(Publisher(prepared.model, prepared).rank) == as_adapter
 
 
 def test_the_factors_of_a_layer() -> None:
@@ -314,7 +314,9 @@ def test_half_a_fused_group_stops_the_run(stub: Stub, monkeypatch: pytest.Monkey
     agree(policy, prepared, proof, 0)
     prepared.activate([f"{LAST}self_attn.q_proj.weight"])
     move(policy, prepared)
-    with pytest.raises(RunStopped, match=r"does not hold .* 2 of 44 tensors differ \(model.layers.5.self"):
+    with pytest.raises(
+        RunStopped, match=r"does not hold .* 2 of 44 tensors differ \(model.layers.5.self"
+    ):
         agree(policy, prepared, proof, 1)
 
 
@@ -408,4 +410,4 @@ def test_what_a_server_cannot_do_is_refused(stub: Stub) -> None:
             policy.sample(PROMPTS, KEYS, 2, replace(SHORT, **cut))
     for text in ("server", "server('localhost:80')"):
         with pytest.raises(UserError, match="it takes addresses"):
-            serving.parse(text)
+            parse(text)

@@ -38,7 +38,7 @@ FUSED = {
 """Layers of a checkpoint that vLLM keeps as one, and their places in it."""
 PREFIX = "dp0:pp0:pcp0:tp0:"  # of a checksum's name, on one device
 VOCABULARY = 64  # embeddings are padded to a multiple of it, with zeros
-BASE = "base"  # the served model's name
+BASE = "base"  # the served model's name, where none is told
 
 
 class Refused(Exception):
@@ -91,11 +91,16 @@ class Weights:
     def load(self, folder: Path, stale: bool = False) -> None:
         """What vLLM's layerwise reload does; a layer that comes in part is undefined in the rest."""
         import torch
+        from safetensors import SafetensorError
         from safetensors.torch import load_file
 
         if not list(folder.glob("*.safetensors")):
             raise Refused(500, f"Cannot find any model weights with `{folder}`")
-        sent = {n: t for p in sorted(folder.glob("*.safetensors")) for n, t in load_file(p).items()}
+        files = sorted(folder.glob("*.safetensors"))
+        try:
+            sent = {name: tensor for path in files for name, tensor in load_file(path).items()}
+        except SafetensorError as error:
+            raise ValueError(str(error)) from None
         if stale:
             return
         fresh = deepcopy(self.model)
@@ -136,10 +141,14 @@ class Weights:
         if not name:
             return self.model
         if name not in self.merged:
+            import torch
             from peft import PeftModel
 
-            adapted = PeftModel.from_pretrained(deepcopy(self.model), self.adapters[name])
-            self.merged[name] = adapted.merge_and_unload()
+            from modicum.models.adapters import quiet
+
+            with torch.random.fork_rng(devices=[]), quiet():
+                adapted = PeftModel.from_pretrained(deepcopy(self.model), self.adapters[name])
+                self.merged[name] = adapted.merge_and_unload()
         return self.merged[name]
 
     def draw(
@@ -237,8 +246,9 @@ class Stub(ThreadingHTTPServer):
         port: int = 0,
         dtype: str = "float32",
         process: bool = False,
+        name: str = BASE,
     ) -> None:
-        self.folder, self.dtype, self.process = folder, dtype, process
+        self.folder, self.dtype, self.process, self.name = folder, dtype, process, name
         self.faults = faults or Faults()
         self.asked: list[str] = []  # paths, in order
         self.port = port
@@ -298,9 +308,9 @@ class Stub(ThreadingHTTPServer):
 
     def get_v1_models(self, query: dict[str, str], body: dict[str, Any]) -> Any:
         card = {"object": "model", "owned_by": "vllm", "parent": None, "max_model_len": 256}
-        cards = [{**card, "id": BASE, "root": str(self.folder)}]
+        cards = [{**card, "id": self.name, "root": str(self.folder)}]
         for name, folder in self.weights.adapters.items():
-            cards.append({**card, "id": name, "root": str(folder), "parent": BASE})
+            cards.append({**card, "id": name, "root": str(folder), "parent": self.name})
         return {"object": "list", "data": cards}
 
     def get_server_info(self, query: dict[str, str], body: dict[str, Any]) -> Any:
@@ -317,7 +327,7 @@ class Stub(ThreadingHTTPServer):
 
     def post_inference_v1_generate(self, query: dict[str, str], body: dict[str, Any]) -> Any:
         name, prompt = body.get("model") or "", tuple(body["token_ids"])
-        name = "" if name == BASE else name
+        name = "" if name == self.name else name
         asked = body["sampling_params"]
         if not prompt or asked.get("n", 1) != 1:
             raise Refused(400, "the stub takes a prompt and draws one completion")
@@ -358,7 +368,7 @@ class Stub(ThreadingHTTPServer):
         usage = {"prompt_tokens": len(prompt), "completion_tokens": len(tokens)}
         return {
             **{"request_id": "generate-tokens-1", "output_mode": "tokens", "created": 1},
-            **{"model": name or BASE, "usage": usage, "choices": [choice]},
+            **{"model": name or self.name, "usage": usage, "choices": [choice]},
         }
 
     def post_pause(self, query: dict[str, str], body: dict[str, Any]) -> Any:
@@ -382,9 +392,7 @@ class Stub(ThreadingHTTPServer):
         with self.lock:
             try:
                 self.weights.load(Path(body["kwargs"]["weights_path"]), self.faults.stale)
-            except Refused:
-                raise
-            except Exception as error:  # the real one answers every error so
+            except (OSError, ValueError, RuntimeError) as error:
                 raise Refused(500, f"Call to collective_rpc method failed: {error}") from None
         return {"results": [None]}
 
@@ -409,7 +417,7 @@ class Stub(ThreadingHTTPServer):
         name, folder = body["lora_name"], Path(body["lora_path"])
         adapters = self.weights.adapters
         with self.lock:
-            if name in adapters or name == BASE:
+            if name in adapters or name == self.name:
                 raise Refused(400, f"The lora adapter '{name}' has already been loaded.")
             first = next(iter(adapters.values()), folder)
             if self.faults.old_adapter:
@@ -507,11 +515,13 @@ def main() -> None:
     parser.add_argument("--model")
     parser.add_argument("--port", type=int)
     parser.add_argument("--dtype", default="float32")
+    parser.add_argument("--served-model-name", default=BASE)
     arguments, _ = parser.parse_known_args()
     faults = Faults(**json.loads(os.environ.get("VLLM_STUB_FAULTS", "{}")))
     canned = os.environ.get("VLLM_STUB_CANNED") == "1"
     dtype = "float32" if arguments.dtype == "auto" else arguments.dtype
-    Stub(None if canned else arguments.model, faults, arguments.port, dtype, process=True)
+    folder, name = None if canned else arguments.model, arguments.served_model_name
+    Stub(folder, faults, arguments.port, dtype, process=True, name=name)
     threading.Event().wait()
 
 

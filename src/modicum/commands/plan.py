@@ -64,12 +64,13 @@ def _made(config: TrainConfig, options: Options, many: bool) -> tuple[str, list[
     slow.start()
     gc.disable()  # a fifth of the time, for a program of seconds
     try:
-        from modicum import curricula, serving
+        from modicum import curricula
         from modicum.plan import hardware, overall
+        from modicum.serving import members
 
         # They change nothing in a plan, and what is no run has none.
         curricula.parse(config.curriculum)
-        serving.parse(config.compute.sampler)
+        members.parse(config.compute.sampler)
         machine = hardware.parse(options.hardware, config.compute.device, config.compute.dtype)
         plans = [
             overall.make(

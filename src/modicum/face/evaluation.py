@@ -104,10 +104,10 @@ def perform(
     """Evaluate the policy of `run`, or the model that the config names; written to `out`.
 
     `past` gives another policy of the run than its newest, `parts` what no expression names."""
-    from modicum import serving
     from modicum.engine import policy_of
     from modicum.evaluate import evaluate, held_out
     from modicum.models.load import inner, load
+    from modicum.serving import members
     from modicum.tasks import prompts
     from modicum.tasks.examples import Sizes, draw
     from modicum.training.checkpoint import reload
@@ -117,7 +117,7 @@ def perform(
     own = run is not None and config.task == past_config(run).task
     task = parts.task or (past_task(run, config.task) if run and own else tasks.parse(config.task))
     folder = _folder(config.out) if config.out else None
-    serving.parse(config.compute.sampler)  # before a model loads
+    members.parse(config.compute.sampler)  # before a model loads
     config, sized = _sized(config, RunParts(task), run)
     if run is not None:
         was = past_bases(run, past_config(run), config.model, config.base)

@@ -12,7 +12,7 @@ from typing import Any, Self
 
 import torch
 
-from modicum import objectives, rewards, serving, updates
+from modicum import objectives, rewards, updates
 from modicum.config import TrainConfig
 from modicum.engine import samplers
 from modicum.models.decoder import view
@@ -23,6 +23,7 @@ from modicum.plan.live import fullest, peaks, tops
 from modicum.plan.shapes import Lengths, config_of, num_bytes, prepare
 from modicum.plan.thin import fewest, stretches, thinned, whole
 from modicum.plan.trace import ResidentBytes, Trace
+from modicum.serving.members import parse
 from modicum.types import Problem
 from modicum.updates.base import Prepared
 from modicum.updates.layout import depth
@@ -169,7 +170,7 @@ def _of_set(
     if subject.judge:
         files = subject.judge.file.parent.glob("*.safetensors")
         static["reward model"] = sum(file.stat().st_size for file in files)
-    decoder, sampler = view(subject.prepared.model), serving.parse(config.compute.sampler)
+    decoder, sampler = view(subject.prepared.model), parse(config.compute.sampler)
     if decoder and config.compute.engine != "library" and isinstance(sampler, samplers.Local):
         copied = sampler.copied(decoder, device)
         static |= {"sampler's copy": copied.num_bytes} if copied else {}

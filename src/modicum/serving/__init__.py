@@ -1,11 +1,6 @@
-"""Servers that sample: what runs them, what they are told, and the proof that they have it (docs/vllm.md).
+"""Rollouts by a vLLM server, in a process and an environment of its own (docs/vllm.md).
 
-Its samplers stand beside the engine's once this is imported, so that `parse` is to be had from here.
+`client` speaks with a server, `child` starts and ends one of ours, over `keeper`, which outlives us by
+seconds and ends it when we cannot. None of them needs torch. `sampler` asks servers for completions, `publish`
+says what they are sent after an update, `proof` that they have it; `members` are the settings.
 """
-
-from modicum.engine.samplers import SAMPLERS, parse
-from modicum.serving.members import Served, Vllm
-
-__all__ = ["Served", "Vllm", "parse"]
-
-SAMPLERS |= {cls.name: cls for cls in (Vllm, Served)}

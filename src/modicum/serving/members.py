@@ -1,4 +1,4 @@
-"""The settings that begin a sampler of servers."""
+"""The settings that begin a sampler of servers; `parse` knows them, and those of the engine."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,14 +8,17 @@ import torch.distributed as dist
 
 from modicum.config import Compute
 from modicum.engine.base import Engine, Sampler
-from modicum.engine.samplers import SamplerSettings
+from modicum.engine.samplers import SAMPLERS, SamplerSettings, parse
 from modicum.limits import Limits, Positive
 from modicum.models.load import Loaded
+from modicum.serving.child import Child
 from modicum.serving.client import Server
 from modicum.serving.publish import Publisher
 from modicum.serving.sampler import ServedSampler
 from modicum.types import UserError
 from modicum.updates.base import Prepared
+
+__all__ = ["Served", "Vllm", "parse"]
 
 
 def served(loaded: Loaded, prepared: Prepared | None, rows: int, **how: Any) -> ServedSampler:
@@ -38,8 +41,27 @@ class Vllm(SamplerSettings):
     def begin(
         self, engine: Engine, loaded: Loaded, prepared: Prepared | None, compute: Compute, rows: int
     ) -> Sampler:
-        sleeps = self.sleep and loaded.device.type == "cuda"
-        return served(loaded, prepared, rows, sleeps=sleeps)
+        base = inner(loaded.model)
+        try:
+            said, _ = base.config.get_config_dict(base.name_or_path, local_files_only=True)
+        except OSError:
+            said = {"text_config": None}  # a GGUF file
+        if "text_config" in said:
+            raise UserError(
+                f"sampler vllm: what vLLM makes of {base.name_or_path} has tensors of other names; modicum"
+                " export --format merged makes a model folder of it that both read alike"
+            )
+        made = served(loaded, prepared, rows, sleeps=self.sleep and loaded.device.type == "cuda")
+        made.start = lambda: Child(
+            base.name_or_path,
+            self.python,
+            self.memory,
+            made.sleeps,
+            self.tensor_parallel,
+            self.dtype or str(base.dtype).removeprefix("torch."),
+            lora_rank=made.publisher.rank,
+        )
+        return made
 
 
 @dataclass(frozen=True)
@@ -71,3 +93,6 @@ class Served(SamplerSettings):
         place = Path(self.folder).expanduser() if self.folder else None
         urls = self.urls[rank::size]
         return served(loaded, prepared, rows, servers=[*map(Server, urls)], place=place)
+
+
+SAMPLERS |= {cls.name: cls for cls in (Vllm, Served)}

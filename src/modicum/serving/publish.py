@@ -126,9 +126,10 @@ class Publisher:
             kind = next((of[0] for of in TOGETHER if name in of), name)
             self.units[path] = block if block in odd or not name else f"{block}.{kind}"
         factors = {path: self._factors(path) for path in self.layers}
-        fits = (path.endswith(ADAPTED) and of is not None for path, of in factors.items())
-        self.as_adapter = bool(factors) and all(fits)
-        self.as_adapter &= all(of is not None and len(of[0]) <= MAX_RANK for of in factors.values())
+        ranks = {len(of[0]) if of else MAX_RANK + 1 for of in factors.values()}
+        fits = all(path.endswith(ADAPTED) for path in factors) and max(ranks, default=0) <= MAX_RANK
+        self.rank = max(ranks, default=0) if fits else 0
+        """Of the adapter that a server is sent; 0: it has none, and gets what is merged."""
         self.sent: dict[str, str] = {}
         """Marks of what trained, as it was last sent; empty: nothing, so that all has to be."""
 
@@ -151,14 +152,14 @@ class Publisher:
         changed = {id(self.trainable[name]) for name in names}
         paths = {p for p in self.modules if any(id(held) in changed for held in self._held(p))}
         of_adapter = bool(paths & self.layers.keys()) or not self.sent
-        if self.as_adapter:
+        if self.rank:
             paths -= self.layers.keys()
         if not self.sent:
             resting = {name.removesuffix(".base_layer") for name in packed(self.base)}
-            rewritten = not self.as_adapter or getattr(self.update, "rewrites_base", False)
+            rewritten = not self.rank or getattr(self.update, "rewrites_base", False)
             paths |= resting | (self.layers.keys() if rewritten else set())
         adapter = dict[str, Tensor]()
-        if self.as_adapter and of_adapter:
+        if self.rank and of_adapter:
             for path in self.layers:
                 down, up = self._factors(path) or ()
                 start = f"base_model.model.{path}"
@@ -175,7 +176,7 @@ class Publisher:
         """The tensors of some modules on the CPU as a checkpoint of the policy has them, tied ones once."""
         found, known = dict[str, Tensor](), set[int]()
         for path, module in self.modules.items():
-            if path in self.layers and self.as_adapter:
+            if path in self.layers and self.rank:
                 module = self.layers[path].get_base_layer()
             elif path in self.layers and path in paths:
                 module = merged_layer(module)

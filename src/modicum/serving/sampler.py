@@ -187,6 +187,7 @@ class ServedSampler(Sampler):
         """Servers are there, and awake for as long as this lasts."""
         if self.start is not None and self.child is None:
             self.child = self.start()
+        if self.child is not None:  # whose address is another each time it starts
             self.servers = [self.child.server]
         if self.asleep:
             self._each(lambda _, server: server.wake())

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from modicum import draws, objectives, rewards, serving, tasks, updates
+from modicum import draws, objectives, rewards, tasks, updates
 from modicum.config import TrainConfig
 from modicum.curricula import Curriculum, Order
 from modicum.engine import Policy, policy_of
@@ -24,6 +24,7 @@ from modicum.parts import RunParts
 from modicum.plan.shapes import rested
 from modicum.plan.sizes import settle
 from modicum.report.words import environment
+from modicum.serving import members
 from modicum.stopping import Stop, split_within
 from modicum.tasks import prompts
 from modicum.tasks.examples import Examples, Sizes, draw, whole, without
@@ -183,7 +184,7 @@ def prepare(
     task, update, reward, objective, curriculum = (parts or RunParts()).resolve(config)
     compute = config.compute
     # A bad task or sampler, and a reward that does not go with it, fail before the model loads.
-    serving.parse(compute.sampler)
+    members.parse(compute.sampler)
     first = task.problem("train", config.seed, 0)
     for _, term in reward.terms:
         term.require(first)
