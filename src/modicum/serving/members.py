@@ -10,7 +10,7 @@ from modicum.config import Compute
 from modicum.engine.base import Engine, Sampler
 from modicum.engine.samplers import SAMPLERS, SamplerSettings, parse
 from modicum.limits import Limits, Positive
-from modicum.models.load import Loaded
+from modicum.models.load import Loaded, inner
 from modicum.serving.child import Child
 from modicum.serving.client import Server
 from modicum.serving.publish import Publisher

@@ -25,13 +25,13 @@ from modicum.models.four_bit import numbers, packed, unpack
 from modicum.models.identity import marks
 from modicum.models.load import inner
 from modicum.models.weight_copy import TOGETHER
+from modicum.serving.child import RANKS
 from modicum.updates.adapter import Adapter
 from modicum.updates.base import Prepared
 from modicum.updates.layout import LAYER
 
 PLAIN = (*TOGETHER[0], "o_proj", *TOGETHER[1], "down_proj")  # matrices of a block of the usual kind
 ADAPTED = (*PLAIN, "qkv_proj", "gate_up_proj")  # those that a server takes a LoRA in
-MAX_RANK = 512  # of such a LoRA
 BASE = "model.safetensors"
 
 
@@ -126,8 +126,10 @@ class Publisher:
             kind = next((of[0] for of in TOGETHER if name in of), name)
             self.units[path] = block if block in odd or not name else f"{block}.{kind}"
         factors = {path: self._factors(path) for path in self.layers}
-        ranks = {len(of[0]) if of else MAX_RANK + 1 for of in factors.values()}
-        fits = all(path.endswith(ADAPTED) for path in factors) and max(ranks, default=0) <= MAX_RANK
+        ranks = {len(of[0]) if of else RANKS[-1] + 1 for of in factors.values()}
+        fits = (
+            all(path.endswith(ADAPTED) for path in factors) and max(ranks, default=0) <= RANKS[-1]
+        )
         self.rank = max(ranks, default=0) if fits else 0
         """Of the adapter that a server is sent; 0: it has none, and gets what is merged."""
         self.sent: dict[str, str] = {}
@@ -176,14 +178,18 @@ class Publisher:
         """The tensors of some modules on the CPU as a checkpoint of the policy has them, tied ones once."""
         found, known = dict[str, Tensor](), set[int]()
         for path, module in self.modules.items():
-            if path in self.layers and self.rank:
-                module = self.layers[path].get_base_layer()
-            elif path in self.layers and path in paths:
-                module = merged_layer(module)
-            for name, tensor in own_tensors(module):
+            layer = self.layers.get(path)
+            if layer is not None:
+                module = (
+                    layer.get_base_layer()
+                    if self.rank or path not in paths
+                    else merged_layer(layer)
+                )
+            for name, tensor in [*own_tensors(module)]:
                 if path in paths and id(tensor) not in known:
                     found[f"{path}.{name}"] = numbers(tensor).detach().to("cpu")
-                known.add(id(tensor))
+                if layer is None:  # numbers of what is merged may be those of what was before
+                    known.add(id(tensor))
         if getattr(self.base, "_weight_conversions", None):
             found = revert_weight_conversion(self.base, found)
         return found
