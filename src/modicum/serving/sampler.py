@@ -216,7 +216,7 @@ class ServedSampler(Sampler):
         if self.folder is None:
             shared = SHARED if os.access(SHARED, os.W_OK) else None
             self.folder = Path(tempfile.mkdtemp(prefix=NAME, dir=self.place or shared))
-        new = f"{NAME}{version}-{self.count}"
+        new = f"{self.folder.name}-{version}-{self.count}"  # that no server has had
         base, own, size = what.write(self.folder / new)
         self.count += 1
         self._forget()  # all is sent again unless this comes to its end
