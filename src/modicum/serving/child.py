@@ -41,7 +41,7 @@ GIVEN = {
     "DO_NOT_TRACK": "1",
 }
 DEFAULTS = {"VLLM_CPU_OMP_THREADS_BIND": "nobind"}  # without a GPU it shares the cores with us
-FAULT = re.compile(r"\b((?:\w+\.)*\w*(?:Error|Exception|Interrupt): .+)")
+FAULT = re.compile(r"\b(?:\w+\.)*\w*(?:Error|Exception): .+(?:\n {2}\S.+)?")
 
 
 def free_port() -> int:
@@ -183,8 +183,9 @@ class Child:
             return False
         lines = [line for line in text.splitlines() if line and not line.startswith("keeper:")]
         fault = FAULT.search(text)
-        why = fault[1] if fault else lines[-1] if lines else "it said nothing"
-        raise UserError(f"vLLM did not start: {why.strip()[:300]}; its log is {self._log}")
+        why = fault[0] if fault else lines[-1] if lines else "it said nothing"
+        why = " ".join(why.split())[:300]
+        raise UserError(f"vLLM did not start: {why}; its log is {self._log}")
 
     def _forget(self) -> None:
         """In a fork of this process: the server is the parent's, who alone holds its pipe."""

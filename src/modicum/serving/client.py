@@ -82,21 +82,19 @@ class Server:
         """The completion of every request (`token_ids`, `sampling_params` with n = 1, `model` for an
         adapter). `progress` is told how many are done. With a seed the same comes again, so a request
         whose connection breaks is asked again."""
+        pool = ThreadPoolExecutor(min(AT_ONCE, len(requests)) or 1)
+        futures = [pool.submit(self._generate, request) for request in requests]
         try:
-            with ThreadPoolExecutor(min(AT_ONCE, len(requests)) or 1) as pool:
-                futures = [pool.submit(self._generate, request) for request in requests]
-                try:
-                    for count, future in enumerate(as_completed(futures), 1):
-                        future.result()
-                        if progress is not None:
-                            progress(count)
-                except BaseException:
-                    pool.shutdown(wait=False, cancel_futures=True)
-                    self._hang_up()  # else every thread would wait for its answer
-                    raise
+            for count, future in enumerate(as_completed(futures), 1):
+                future.result()
+                if progress is not None:
+                    progress(count)
+            return [future.result() for future in futures]
         finally:
+            pool.shutdown(wait=False, cancel_futures=True)
+            self._hang_up()  # else, after a failure, the others would wait for their answers
+            pool.shutdown()
             self._stopped.clear()
-        return [future.result() for future in futures]
 
     def load_tensors(self, folder: Path, version: str) -> None:
         """The server takes the tensors of `folder`, in checkpoint format, and says `version` from
@@ -144,9 +142,7 @@ class Server:
             yield
             self._reset()
             self._label(version)
-        except ServerGone:
-            raise
-        except BaseException:
+        except (UserError, KeyboardInterrupt):
             with suppress(ServerGone, UserError):  # the first error is the one to tell
                 self._ask("/resume", {})
             raise
@@ -195,17 +191,17 @@ class Server:
 
     def _ask(self, path: str, body: Mapping[str, Any] | None, again: bool = False) -> str:
         """The text of the answer to a GET, or to a POST of `body`. `again`: it may be asked twice."""
-        for seconds in (*AGAIN_SECONDS, None) if again else (None,):
+        pauses = list(AGAIN_SECONDS) if again else []
+        while True:
             try:
                 status, text = self._call(path, body)
+                break
             except TimeoutError:
                 limit = f"{self.patience:g} s"
                 raise ServerGone(f"{self.url}{path} did not answer within {limit}") from None
             except (OSError, http.client.HTTPException) as error:
-                if seconds is None or self._stopped.wait(seconds):
+                if not pauses or self._stopped.wait(pauses.pop(0)):
                     raise ServerGone(f"{self.url}{path}: {_line(repr(error))}") from None
-            else:
-                break
         if status == 200:
             return text
         if status >= 500 and not self.alive():
