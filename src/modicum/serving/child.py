@@ -172,7 +172,8 @@ class Child:
         until = time.monotonic() + self.start_seconds
         while self.process.poll() is None:
             with suppress(ServerGone):
-                if self.server.alive() and self.server.about()["model"] == name:
+                if self.server.alive() and self.server.card()["id"] == name:
+                    self.server.release()
                     return True
             if time.monotonic() > until:
                 limit = f"{self.start_seconds:g} s"

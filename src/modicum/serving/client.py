@@ -62,7 +62,18 @@ class Server:
         self._stopped = threading.Event()
 
     def about(self) -> dict[str, Any]:
-        """What it is: `release` of vLLM, `model` and its `root`, `max_model_len`, weight `version`."""
+        """What it is: `release` of vLLM, `model`, its `root` and `max_model_len`, `dtype`, weight
+        `version`. UserError where its version is not known, or its log-probs are of other settings."""
+        release, card = self.release(), self.card()
+        config = self._get("/server_info?config_format=json", "vllm_config")["model_config"]
+        if config.get("logprobs_mode") != "processed_logprobs":
+            raise UserError(f"{self.url} must be started with --logprobs-mode processed_logprobs")
+        told = {"model": card["id"], "root": card["root"], "max_model_len": card["max_model_len"]}
+        told |= {"dtype": str(config.get("dtype")).removeprefix("torch.")}
+        return {"release": release, **told, "version": self._get("/weight_info", "weight_version")}
+
+    def release(self) -> str:
+        """Its version of vLLM, if that is known."""
         release = str(self._get("/version", "version"))
         found = tuple(int(number) for number in re.findall(r"\d+", release)[:2])
         if not KNOWN[0] <= found < KNOWN[1]:
@@ -71,10 +82,11 @@ class Server:
                 f"{self.url} is vLLM {release}; known are those from {first}, before {after}"
                 " (scripts/vllm_env.sh installs one)"
             )
-        card = next(card for card in self._get("/v1/models", "data") if not card.get("parent"))
-        version = self._get("/weight_info", "weight_version")
-        told = {"model": card["id"], "root": card["root"], "max_model_len": card["max_model_len"]}
-        return {"release": release, **told, "version": version}
+        return release
+
+    def card(self) -> dict[str, Any]:
+        """What it says of the model that it serves."""
+        return self._get("/v1/models", "data")[0]  # adapters come after it
 
     def generate(
         self, requests: Sequence[Mapping[str, Any]], progress: Callable[[int], None] | None = None
