@@ -66,7 +66,7 @@ class Child:
     tensor_parallel: int = 1
     dtype: str = "auto"
     max_length: int = 0
-    """Longest prompt with its completion, in tokens; 0: the model's own."""
+    """Longest prompt with its completion, in tokens; 0: what fits its memory, up to the model's own."""
     lora_rank: int = 0
     """Largest rank of its adapters; 0: it takes none."""
     devices: str = ""
@@ -118,9 +118,8 @@ class Child:
             **{"logprobs-mode": "processed_logprobs", "generation-config": "vllm"},
             **{"dtype": self.dtype, "gpu-memory-utilization": self.memory},
             **{"tensor-parallel-size": self.tensor_parallel},
+            "max-model-len": self.max_length or -1,
         }
-        if self.max_length:
-            told["max-model-len"] = self.max_length
         flags = ["--enable-scale-out", *(["--enable-sleep-mode"] if self.sleep else [])]
         if self.lora_rank:
             room = [rank for rank in RANKS if rank >= self.lora_rank]
