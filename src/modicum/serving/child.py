@@ -25,6 +25,7 @@ from modicum.types import UserError
 
 MODULE = "vllm.entrypoints.openai.api_server"  # `vllm serve` does not know its CPU build's name
 PYTHON = "MODICUM_VLLM_PYTHON"  # the interpreter, where none is given
+VISIBLE = "CUDA_VISIBLE_DEVICES"
 START_SECONDS = 900.0  # a large model is read, and its graphs are captured
 TRIES = 3  # a port that was free may be taken before the server has it
 RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # that vLLM makes room for
@@ -51,6 +52,15 @@ def free_port() -> int:
         return free.getsockname()[1]
 
 
+def gpus(first: int, count: int) -> str:
+    """Some of the GPUs that this process sees, as another has to be told."""
+    seen = os.environ.get(VISIBLE, "")
+    names = seen.split(",") if seen else [str(number) for number in range(first + count)]
+    if first + count > len(names):
+        raise UserError(f"vllm: {count} GPUs from number {first} on, and {VISIBLE} is {seen}")
+    return ",".join(names[first : first + count])
+
+
 @dataclass(eq=False)
 class Child:
     """Starts when it is made. UserError, one line, if it does not; what it says is in its log."""
@@ -69,8 +79,8 @@ class Child:
     """Longest prompt with its completion, in tokens; 0: what fits its memory, up to the model's own."""
     lora_rank: int = 0
     """Largest rank of its adapters; 0: it takes none."""
-    devices: str = ""
-    """Its GPUs, as CUDA_VISIBLE_DEVICES names them; nothing: those of this process."""
+    gpu: int | None = None
+    """The first of its `tensor_parallel` GPUs, as torch counts those of this process; None: vLLM's choice."""
     more: Sequence[str] = ()
     """Further arguments of vLLM."""
     log: Path | None = None
@@ -139,7 +149,7 @@ class Child:
         if not python:
             raise UserError(f"vllm: give `python`, the interpreter that has vLLM, or set {PYTHON}")
         kept = {key: text for key, text in os.environ.items() if key not in DROPPED}
-        seen = {"CUDA_VISIBLE_DEVICES": self.devices} if self.devices else {}
+        seen = {} if self.gpu is None else {VISIBLE: gpus(self.gpu, self.tensor_parallel)}
         command = [sys.executable, "-I", keeper.__file__]
         command += [python, "-m", MODULE, *self.arguments(port, name)]
         self._log = self.log or Path(tempfile.gettempdir(), f"{name}.log")
