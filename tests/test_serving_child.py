@@ -114,8 +114,9 @@ def test_what_it_is_told(
 ) -> None:
     for name in ("PYTHONPATH", "RANK", "MASTER_PORT", "PYTORCH_CUDA_ALLOC_CONF"):
         monkeypatch.setenv(name, "of-the-trainer")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,5,6,7")
     settings = {"memory": 0.4, "sleep": True, "tensor_parallel": 2, "dtype": "bfloat16"}
-    room = {"max_length": 512, "lora_rank": 20, "devices": "1", "more": ("--enforce-eager",)}
+    room = {"max_length": 512, "lora_rank": 20, "gpu": 1, "more": ("--enforce-eager",)}
     each = made(interpreter(), **settings, **room)
     port = each.server.url.rpartition(":")[2]
     said = (tmp_path / "said").read_text().split()
@@ -132,7 +133,7 @@ def test_what_it_is_told(
     assert "of-the-trainer" not in " ".join(words)
     assert {
         *("VLLM_SERVER_DEV_MODE=1", "VLLM_ALLOW_RUNTIME_LORA_UPDATING=True"),
-        *("CUDA_VISIBLE_DEVICES=1", "VLLM_NO_USAGE_STATS=1", "DO_NOT_TRACK=1"),
+        *("CUDA_VISIBLE_DEVICES=5,6", "VLLM_NO_USAGE_STATS=1", "DO_NOT_TRACK=1"),
     } <= set(words)
 
 
@@ -249,6 +250,17 @@ def test_what_cannot_be_is_refused(
         made("python", lora_rank=600)
     with pytest.raises(UserError, match=r"vLLM did not start: .*nowhere"):
         made("/nowhere/python")
+
+
+def test_gpus_are_told_by_the_names_that_this_process_has(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    assert child.gpus(1, 2) == "1,2"
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "GPU-a,GPU-b")
+    assert (child.gpus(0, 2), child.gpus(1, 1)) == ("GPU-a,GPU-b", "GPU-b")
+    with pytest.raises(
+        UserError, match="2 GPUs from number 1 on, and CUDA_VISIBLE_DEVICES is GPU-a"
+    ):
+        child.gpus(1, 2)
 
 
 PARENT = """

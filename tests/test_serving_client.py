@@ -87,8 +87,14 @@ def scored(folder: Path, answer: Answer, part: str = "", by: float = 0.0) -> lis
 def test_it_says_what_it_is(stub: Stub, folders: dict[str, Path]) -> None:
     assert Server(stub.url).about() == {
         **{"release": "0.32.0", "model": "base", "root": str(folders["qwen2"])},
-        **{"max_model_len": 256, "version": "default"},
+        **{"max_model_len": 256, "dtype": "float32", "version": "default"},
     }
+
+
+def test_log_probs_of_other_settings_are_refused(canned: Stub) -> None:
+    canned.faults.logprobs_mode = "raw_logprobs"
+    with pytest.raises(UserError, match="must be started with --logprobs-mode processed_logprobs"):
+        Server(canned.url).about()
 
 
 @pytest.mark.parametrize("release", ["0.31.0", "0.34.0", "0.9.2", "1.0.0", "next"])
@@ -172,6 +178,8 @@ def test_checksums_are_of_the_bytes(stub: Stub, folders: dict[str, Path]) -> Non
     parts = [tensors[f"model.layers.0.self_attn.{n}_proj.weight"].tobytes() for n in "qkv"]
     joined = hashlib.sha256(b"".join(parts)).hexdigest()
     assert found["model.layers.0.self_attn.qkv_proj.weight"] == joined
+    table = tensors["model.embed_tokens.weight"].tobytes() + bytes(4 * 32 * (320 - 282))
+    assert found["model.embed_tokens.weight"] == hashlib.sha256(table).hexdigest()
 
 
 def test_a_part_of_a_fused_layer_leaves_the_rest_undefined(
@@ -239,8 +247,9 @@ def test_a_file_that_was_half_written_stops_with_one_line(
     with pytest.raises(UserError, match=r"collective_rpc.*failed") as error:
         server.load_tensors(folder, "v1")
     assert "\n" not in str(error.value)
-    # What is drawn now is of no version that a run knows.
-    assert one(server).versions == ("part of v1",)
+    assert (stub.version, stub.awake.is_set()) == ("part of v1", True)
+    with pytest.raises(ServerGone):  # vLLM's layers are gone by then
+        one(server)
 
 
 def test_a_server_that_was_started_again_or_is_anothers(

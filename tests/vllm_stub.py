@@ -2,8 +2,8 @@
 
 What it has in common with the real one, besides paths and JSON: a weight file that has only a part
 of a fused layer leaves the rest of that layer undefined; a prompt that was seen before is answered
-from the old weights until the prefix cache is reset; adapters have names, and none is replaced;
-a version is said for every completion. `Faults` has what can be planted.
+from the old weights until the prefix cache is reset; after a file that cannot be read it dies at the
+next completion; adapters have names, and none is replaced; a version is said for every completion. `Faults` has what can be planted.
 
     with Stub(folder) as stub:
         Server(stub.url)
@@ -87,6 +87,7 @@ class Weights:
         self.adapters: dict[str, Path] = {}
         self.seen: dict[tuple[str, tuple[int, ...]], Any] = {}  # with what prompts are cached
         self.merged: dict[str, Any] = {}  # the model under every adapter that was used
+        self.broken = False  # by weights that could not be read
 
     def load(self, folder: Path, stale: bool = False) -> None:
         """What vLLM's layerwise reload does; a layer that comes in part is undefined in the rest."""
@@ -94,18 +95,20 @@ class Weights:
         from safetensors import SafetensorError
         from safetensors.torch import load_file
 
-        if not list(folder.glob("*.safetensors")):
+        files, self.broken = sorted(folder.glob("*.safetensors")), True
+        if not files:
             raise Refused(500, f"Cannot find any model weights with `{folder}`")
-        files = sorted(folder.glob("*.safetensors"))
         try:
             sent = {name: tensor for path in files for name, tensor in load_file(path).items()}
         except SafetensorError as error:
             raise ValueError(str(error)) from None
+        self.broken = False
         if stale:
             return
         fresh = deepcopy(self.model)
         own = dict(fresh.named_parameters())
         if unknown := sorted(set(sent) - set(own) - {"lm_head.weight"}):
+            self.broken = True
             raise Refused(500, f"There is no module or parameter named '{unknown[0]}'")
         groups: dict[str, set[str]] = {}
         for name in own:
@@ -176,8 +179,9 @@ class Weights:
         ((made,),) = sampler.sample([prompt], [("vllm", seed)], 1, sampling)
         return list(made.tokens), list(made.logprobs), made.finished
 
-    def checksums(self) -> dict[str, str]:
-        """SHA-256 of every tensor, under vLLM's names and laid out as vLLM has them."""
+    def checksums(self, packed: bool = False) -> dict[str, str]:
+        """SHA-256 of every tensor, under vLLM's names and laid out as vLLM has them. `packed`: its CPU
+        build keeps the weights of linear layers elsewhere, and empty tensors in their place."""
         import torch
 
         parts: dict[str, dict[int, Any]] = {}
@@ -185,6 +189,8 @@ class Weights:
             fused, place = fused_name(name)
             if re.search(r"(embed_tokens|lm_head)\.weight$", name):
                 tensor = torch.nn.functional.pad(tensor, (0, 0, 0, -len(tensor) % VOCABULARY))
+            if packed and name.endswith("proj.weight"):
+                tensor = tensor[:0]
             parts.setdefault(fused, {})[place] = tensor.detach()
         return {
             PREFIX + name: hashlib.sha256(
@@ -200,6 +206,7 @@ class Canned:
     def __init__(self) -> None:
         self.adapters: dict[str, Path] = {}
         self.seen: dict[Any, Any] = {}
+        self.broken = False
 
     def load(self, folder: Path, stale: bool = False) -> None:
         pass
@@ -214,7 +221,7 @@ class Canned:
         tokens = [dice.randrange(2, 282) for _ in range(asked.get("max_tokens", 16))]
         return tokens, [-1.0] * len(tokens), False
 
-    def checksums(self) -> dict[str, str]:
+    def checksums(self, packed: bool = False) -> dict[str, str]:
         return {PREFIX + "model.norm.weight": "0" * 64}
 
 
@@ -247,7 +254,9 @@ class Stub(ThreadingHTTPServer):
         dtype: str = "float32",
         process: bool = False,
         name: str = BASE,
+        packed: bool = False,
     ) -> None:
+        self.packed = packed
         self.folder, self.dtype, self.process, self.name = folder, dtype, process, name
         self.faults = faults or Faults()
         self.asked: list[str] = []  # paths, in order
@@ -337,7 +346,7 @@ class Stub(ThreadingHTTPServer):
             if name and name not in self.weights.adapters:
                 raise Refused(404, f"The model `{name}` does not exist.")
             self.num_drawn += 1
-            if 0 <= self.faults.dies_after < self.num_drawn:
+            if 0 <= self.faults.dies_after < self.num_drawn or self.weights.broken:
                 self.close()
             if self.gone or self.num_drawn == self.faults.breaks_after + 1:
                 raise ConnectionError
@@ -411,7 +420,7 @@ class Stub(ThreadingHTTPServer):
         if body.get("action") != "checksum":
             raise Refused(400, "the stub only knows action='checksum'")
         with self.lock:
-            return {"checksums": self.weights.checksums()}
+            return {"checksums": self.weights.checksums(self.packed)}
 
     def post_v1_load_lora_adapter(self, query: dict[str, str], body: dict[str, Any]) -> Any:
         name, folder = body["lora_name"], Path(body["lora_path"])

@@ -25,6 +25,7 @@ from modicum.types import UserError
 
 MODULE = "vllm.entrypoints.openai.api_server"  # `vllm serve` does not know its CPU build's name
 PYTHON = "MODICUM_VLLM_PYTHON"  # the interpreter, where none is given
+VISIBLE = "CUDA_VISIBLE_DEVICES"
 START_SECONDS = 900.0  # a large model is read, and its graphs are captured
 TRIES = 3  # a port that was free may be taken before the server has it
 RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # that vLLM makes room for
@@ -41,7 +42,7 @@ GIVEN = {
     "DO_NOT_TRACK": "1",
 }
 DEFAULTS = {"VLLM_CPU_OMP_THREADS_BIND": "nobind"}  # without a GPU it shares the cores with us
-FAULT = re.compile(r"\b((?:\w+\.)*\w*(?:Error|Exception|Interrupt): .+)")
+FAULT = re.compile(r"\b(?:\w+\.)*\w*(?:Error|Exception): .+(?:\n {2}\S.+)?")
 
 
 def free_port() -> int:
@@ -49,6 +50,15 @@ def free_port() -> int:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         return free.getsockname()[1]
+
+
+def gpus(first: int, count: int) -> str:
+    """Some of the GPUs that this process sees, as another has to be told."""
+    seen = os.environ.get(VISIBLE, "")
+    names = seen.split(",") if seen else [str(number) for number in range(first + count)]
+    if first + count > len(names):
+        raise UserError(f"vllm: {count} GPUs from number {first} on, and {VISIBLE} is {seen}")
+    return ",".join(names[first : first + count])
 
 
 @dataclass(eq=False)
@@ -66,11 +76,11 @@ class Child:
     tensor_parallel: int = 1
     dtype: str = "auto"
     max_length: int = 0
-    """Longest prompt with its completion, in tokens; 0: the model's own."""
+    """Longest prompt with its completion, in tokens; 0: what fits its memory, up to the model's own."""
     lora_rank: int = 0
     """Largest rank of its adapters; 0: it takes none."""
-    devices: str = ""
-    """Its GPUs, as CUDA_VISIBLE_DEVICES names them; nothing: those of this process."""
+    gpu: int | None = None
+    """The first of its `tensor_parallel` GPUs, as torch counts those of this process; None: vLLM's choice."""
     more: Sequence[str] = ()
     """Further arguments of vLLM."""
     log: Path | None = None
@@ -118,9 +128,8 @@ class Child:
             **{"logprobs-mode": "processed_logprobs", "generation-config": "vllm"},
             **{"dtype": self.dtype, "gpu-memory-utilization": self.memory},
             **{"tensor-parallel-size": self.tensor_parallel},
+            "max-model-len": self.max_length or -1,
         }
-        if self.max_length:
-            told["max-model-len"] = self.max_length
         flags = ["--enable-scale-out", *(["--enable-sleep-mode"] if self.sleep else [])]
         if self.lora_rank:
             room = [rank for rank in RANKS if rank >= self.lora_rank]
@@ -140,7 +149,7 @@ class Child:
         if not python:
             raise UserError(f"vllm: give `python`, the interpreter that has vLLM, or set {PYTHON}")
         kept = {key: text for key, text in os.environ.items() if key not in DROPPED}
-        seen = {"CUDA_VISIBLE_DEVICES": self.devices} if self.devices else {}
+        seen = {} if self.gpu is None else {VISIBLE: gpus(self.gpu, self.tensor_parallel)}
         command = [sys.executable, "-I", keeper.__file__]
         command += [python, "-m", MODULE, *self.arguments(port, name)]
         self._log = self.log or Path(tempfile.gettempdir(), f"{name}.log")
@@ -172,7 +181,8 @@ class Child:
         until = time.monotonic() + self.start_seconds
         while self.process.poll() is None:
             with suppress(ServerGone):
-                if self.server.alive() and self.server.about()["model"] == name:
+                if self.server.alive() and self.server.card()["id"] == name:
+                    self.server.release()
                     return True
             if time.monotonic() > until:
                 limit = f"{self.start_seconds:g} s"
@@ -183,8 +193,9 @@ class Child:
             return False
         lines = [line for line in text.splitlines() if line and not line.startswith("keeper:")]
         fault = FAULT.search(text)
-        why = fault[1] if fault else lines[-1] if lines else "it said nothing"
-        raise UserError(f"vLLM did not start: {why.strip()[:300]}; its log is {self._log}")
+        why = fault[0] if fault else lines[-1] if lines else "it said nothing"
+        why = " ".join(why.split())[:300]
+        raise UserError(f"vLLM did not start: {why}; its log is {self._log}")
 
     def _forget(self) -> None:
         """In a fork of this process: the server is the parent's, who alone holds its pipe."""

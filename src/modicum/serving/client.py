@@ -62,7 +62,18 @@ class Server:
         self._stopped = threading.Event()
 
     def about(self) -> dict[str, Any]:
-        """What it is: `release` of vLLM, `model` and its `root`, `max_model_len`, weight `version`."""
+        """What it is: `release` of vLLM, `model`, its `root` and `max_model_len`, `dtype`, weight
+        `version`. UserError where its version is not known, or its log-probs are of other settings."""
+        release, card = self.release(), self.card()
+        config = self._get("/server_info?config_format=json", "vllm_config")["model_config"]
+        if config.get("logprobs_mode") != "processed_logprobs":
+            raise UserError(f"{self.url} must be started with --logprobs-mode processed_logprobs")
+        told = {"model": card["id"], "root": card["root"], "max_model_len": card["max_model_len"]}
+        told |= {"dtype": str(config.get("dtype")).removeprefix("torch.")}
+        return {"release": release, **told, "version": self._get("/weight_info", "weight_version")}
+
+    def release(self) -> str:
+        """Its version of vLLM, if that is known."""
         release = str(self._get("/version", "version"))
         found = tuple(int(number) for number in re.findall(r"\d+", release)[:2])
         if not KNOWN[0] <= found < KNOWN[1]:
@@ -71,10 +82,11 @@ class Server:
                 f"{self.url} is vLLM {release}; known are those from {first}, before {after}"
                 " (scripts/vllm_env.sh installs one)"
             )
-        card = next(card for card in self._get("/v1/models", "data") if not card.get("parent"))
-        version = self._get("/weight_info", "weight_version")
-        told = {"model": card["id"], "root": card["root"], "max_model_len": card["max_model_len"]}
-        return {"release": release, **told, "version": version}
+        return release
+
+    def card(self) -> dict[str, Any]:
+        """What it says of the model that it serves."""
+        return self._get("/v1/models", "data")[0]  # adapters come after it
 
     def generate(
         self, requests: Sequence[Mapping[str, Any]], progress: Callable[[int], None] | None = None
@@ -82,21 +94,19 @@ class Server:
         """The completion of every request (`token_ids`, `sampling_params` with n = 1, `model` for an
         adapter). `progress` is told how many are done. With a seed the same comes again, so a request
         whose connection breaks is asked again."""
+        pool = ThreadPoolExecutor(min(AT_ONCE, len(requests)) or 1)
+        futures = [pool.submit(self._generate, request) for request in requests]
         try:
-            with ThreadPoolExecutor(min(AT_ONCE, len(requests)) or 1) as pool:
-                futures = [pool.submit(self._generate, request) for request in requests]
-                try:
-                    for count, future in enumerate(as_completed(futures), 1):
-                        future.result()
-                        if progress is not None:
-                            progress(count)
-                except BaseException:
-                    pool.shutdown(wait=False, cancel_futures=True)
-                    self._hang_up()  # else every thread would wait for its answer
-                    raise
+            for count, future in enumerate(as_completed(futures), 1):
+                future.result()
+                if progress is not None:
+                    progress(count)
+            return [future.result() for future in futures]
         finally:
+            pool.shutdown(wait=False, cancel_futures=True)
+            self._hang_up()  # else, after a failure, the others would wait for their answers
+            pool.shutdown()
             self._stopped.clear()
-        return [future.result() for future in futures]
 
     def load_tensors(self, folder: Path, version: str) -> None:
         """The server takes the tensors of `folder`, in checkpoint format, and says `version` from
@@ -144,9 +154,7 @@ class Server:
             yield
             self._reset()
             self._label(version)
-        except ServerGone:
-            raise
-        except BaseException:
+        except (UserError, KeyboardInterrupt):
             with suppress(ServerGone, UserError):  # the first error is the one to tell
                 self._ask("/resume", {})
             raise
@@ -195,17 +203,17 @@ class Server:
 
     def _ask(self, path: str, body: Mapping[str, Any] | None, again: bool = False) -> str:
         """The text of the answer to a GET, or to a POST of `body`. `again`: it may be asked twice."""
-        for seconds in (*AGAIN_SECONDS, None) if again else (None,):
+        pauses = list(AGAIN_SECONDS) if again else []
+        while True:
             try:
                 status, text = self._call(path, body)
+                break
             except TimeoutError:
                 limit = f"{self.patience:g} s"
                 raise ServerGone(f"{self.url}{path} did not answer within {limit}") from None
             except (OSError, http.client.HTTPException) as error:
-                if seconds is None or self._stopped.wait(seconds):
+                if not pauses or self._stopped.wait(pauses.pop(0)):
                     raise ServerGone(f"{self.url}{path}: {_line(repr(error))}") from None
-            else:
-                break
         if status == 200:
             return text
         if status >= 500 and not self.alive():

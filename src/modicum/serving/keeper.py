@@ -12,6 +12,7 @@ import subprocess
 import sys
 import threading
 import time
+from contextlib import suppress
 
 GRACE = 10.0
 
@@ -38,7 +39,8 @@ def main() -> None:
     until = time.monotonic() + GRACE
     while program.poll() is None and time.monotonic() < until:
         time.sleep(0.05)
-    print(f"keeper: the program ended ({program.poll()})", file=sys.stderr, flush=True)
+    with suppress(OSError):  # a full disk
+        print(f"keeper: the program ended ({program.poll()})", file=sys.stderr, flush=True)
     os.killpg(0, signal.SIGKILL)  # what it has started, and this process
 
 
