@@ -195,7 +195,11 @@ def test_tensors_are_compared_as_a_server_fuses_them() -> None:
     padded = torch.zeros(64, 2)
     padded[:2] = 1
     theirs = {"l.qkv_proj.weight": sha(fused), "norm.weight": sha(torch.ones(3))}
-    theirs |= {"embed_tokens.weight": sha(padded), "rotary.cache": "0", "norm.bias": sha(torch.ones(0))}
+    theirs |= {
+        "embed_tokens.weight": sha(padded),
+        "rotary.cache": "0",
+        "norm.bias": sha(torch.ones(0)),
+    }
     assert compare(theirs, ours, "it") == 3
     with pytest.raises(RunStopped, match=r"it does not hold .* 1 of 3 tensors differ \(l.qkv"):
         compare(theirs | {"l.qkv_proj.weight": sha(fused + 1)}, ours, "it")

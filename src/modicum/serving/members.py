@@ -60,6 +60,7 @@ class Vllm(SamplerSettings):
             self.tensor_parallel,
             self.dtype or str(base.dtype).removeprefix("torch."),
             lora_rank=made.publisher.rank,
+            gpu=loaded.device.index,
             more=("--enforce-eager",) * (loaded.device.type == "cpu"),  # compiling takes minutes
         )
         return made

@@ -18,6 +18,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+import torch
+
 from modicum.config import Sampling
 from modicum.engine.base import Changed, Prompts, Sampler
 from modicum.engine.samplers import Drawn, ends_within
@@ -91,8 +93,12 @@ class ServedSampler(Sampler):
         self._with_policy(self._compare)
 
     def _compare(self) -> None:
-        ours = self.publisher.tensors(self.publisher.modules)
-        self.compared = min(compare(s.checksums(), ours, s.url) for s in self.servers)
+        ours, found = self.publisher.tensors(self.publisher.modules), list[int]()
+        for server in self.servers:
+            dtype = getattr(torch, server.about()["dtype"])
+            there = {name: t.to(dtype) if t.is_floating_point() else t for name, t in ours.items()}
+            found.append(compare(server.checksums(), there, server.url))
+        self.compared = min(found)
 
     def sample(
         self,
