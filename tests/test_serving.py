@@ -82,11 +82,13 @@ def off(policy: Policy, groups: list[tuple[Completion, ...]], sampling: Sampling
     return float((found - said).abs().mean())
 
 
-def agree(policy: Policy, prepared: Prepared, proof: Agreement, number: int) -> None:
+def agree(
+    policy: Policy, prepared: Prepared, proof: Agreement, number: int, prompts: Any = PROMPTS
+) -> None:
     """A step's completions and the proofs of them, as `training.step` has them."""
-    drawn = policy.sample(PROMPTS, KEYS, 4, SHORT)
+    drawn = policy.sample(prompts, KEYS, 4, SHORT)
     problem = Problem("1", "1+1", "2")
-    groups = [Group(problem, p, c) for p, c in zip(PROMPTS, drawn, strict=True)]
+    groups = [Group(problem, p, c) for p, c in zip(prompts, drawn, strict=True)]
     require_origin(groups, SHORT, policy.changed.version)
     proof.check(policy, prepared, groups, SHORT, number)
 
