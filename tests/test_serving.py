@@ -202,7 +202,11 @@ def test_tensors_are_compared_as_a_server_fuses_them() -> None:
         "rotary.cache": "0",
         "norm.bias": sha(torch.ones(0)),
     }
-    assert compare(theirs, ours, "it") == 3
+    assert compare(theirs, ours, "it") == "3 of 5 tensors of it are the policy's, by their bytes"
+    apart = {f"tp{n}:norm.weight": sha(torch.ones(3)) for n in range(2)} | {
+        "tp0:l.qkv_proj.weight": "1"
+    }
+    assert compare(apart | {"tp1:l.qkv_proj.weight": "2"}, ours, "it").startswith("1 of 2 tensors")
     with pytest.raises(RunStopped, match=r"it does not hold .* 1 of 3 tensors differ \(l.qkv"):
         compare(theirs | {"l.qkv_proj.weight": sha(fused + 1)}, ours, "it")
     with pytest.raises(RunStopped, match="no tensor that could be compared"):

@@ -28,7 +28,7 @@ class ServerStopped(RunStopped):
         super().__init__(f"sampler proof: {text}")
 
 
-def digest(tensor: Tensor) -> str:
+def digest_of(tensor: Tensor) -> str:
     """SHA-256 of a tensor's bytes."""
     flat = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
     return hashlib.sha256(flat.numpy().data).hexdigest()
@@ -45,17 +45,21 @@ def require_versions(found: Iterable[tuple[str, ...]], version: str, where: str)
         )
 
 
-def compare(theirs: Mapping[str, str], ours: Mapping[str, Tensor], where: str) -> int:
-    """How many tensors of a server are the policy's, of those that can be compared: RunStopped unless all are,
-    and there are some. `theirs` are SHA-256 by the server's names, `ours` tensors of a checkpoint."""
+def compare(theirs: Mapping[str, str], ours: Mapping[str, Tensor], where: str) -> str:
+    """How many tensors of a server are the policy's, of those that can be compared: RunStopped unless all
+    are, and there are some. `theirs` are SHA-256 by the server's names, `ours` tensors of a checkpoint. What
+    several devices have in parts is not compared."""
+    found: dict[str, set[str]] = {}
+    for name, digest in theirs.items():
+        found.setdefault(name.rpartition(":")[2].replace(".base_layer.", "."), set()).add(digest)
     odd, equal = list[str](), 0
-    for name, found in theirs.items():
+    for name, digests in found.items():
         tensor = _fused(name, ours)
-        if tensor is None or found == NOTHING:
+        if tensor is None or len(digests) > 1 or NOTHING in digests:
             continue
         more = -len(tensor) % PADDED if "embed" in name or "head" in name else 0
         wide = torch.nn.functional.pad(tensor, (*[0] * (2 * tensor.dim() - 1), more))
-        if found in (digest(tensor), digest(wide)):
+        if digests & {digest_of(tensor), digest_of(wide)}:
             equal += 1
         else:
             odd.append(name)
@@ -66,7 +70,7 @@ def compare(theirs: Mapping[str, str], ours: Mapping[str, Tensor], where: str) -
         )
     if not equal:
         raise ServerStopped(f"{where} holds no tensor that could be compared with the policy's")
-    return equal
+    return f"{equal} of {len(found)} tensors of {where} are the policy's, by their bytes"
 
 
 def _fused(name: str, ours: Mapping[str, Tensor]) -> Tensor | None:

@@ -61,7 +61,7 @@ class ServedSampler(Sampler):
         self.changed, self.dirty = Changed({}, -1), set[str]()
         self.child: Child | None = None
         self.folder: Path | None = None
-        self.count = self.compared = 0  # what was sent so far; tensors that the last proof compared
+        self.count = 0  # of what was sent so far
         self.up = self.asleep = False
         self.seconds = self.bytes = 0.0
         self._forget()
@@ -93,12 +93,11 @@ class ServedSampler(Sampler):
         self._with_policy(self._compare)
 
     def _compare(self) -> None:
-        ours, found = self.publisher.tensors(self.publisher.modules), list[int]()
+        ours = self.publisher.tensors(self.publisher.modules)
         for server in self.servers:
             dtype = getattr(torch, server.about()["dtype"])
             there = {name: t.to(dtype) if t.is_floating_point() else t for name, t in ours.items()}
-            found.append(compare(server.checksums(), there, server.url))
-        self.compared = min(found)
+            self.proven = compare(server.checksums(), there, server.url)
 
     def sample(
         self,
