@@ -5,6 +5,7 @@ The server is a stand-in with vLLM's dialect and traps (`vllm_stub`)."""
 from __future__ import annotations
 
 import hashlib
+import shutil
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -13,9 +14,10 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from conftest import random_model
 from modicum import updates
 from modicum.config import Compute, Optimizer, Sampling
 from modicum.engine import Policy, policy_of
@@ -61,11 +63,15 @@ def policy_on(stub: Stub, text: str) -> tuple[Policy, Prepared]:
     return policy, prepared
 
 
-def move(policy: Policy, prepared: Prepared, by: float = 0.1) -> None:
+def move_all(prepared: Prepared, by: float = 0.1) -> None:
     draw = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for parameter in prepared.active.values():
             parameter.add_(by * torch.randn(parameter.shape, generator=draw))
+
+
+def move(policy: Policy, prepared: Prepared, by: float = 0.1) -> None:
+    move_all(prepared, by)
     policy.follow(prepared)
 
 
@@ -424,3 +430,53 @@ def test_what_a_server_cannot_do_is_refused(stub: Stub) -> None:
     for text in ("server", "server('localhost:80')"):
         with pytest.raises(UserError, match="it takes addresses"):
             parse(text)
+
+
+# Mixtures --------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def mixture(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model with experts, which its checkpoint has one by one, and the library in one tensor."""
+    from transformers import AutoTokenizer
+
+    folder = tmp_path_factory.mktemp("mixture")
+    sizes = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16}
+    random_model("qwen3_moe", layers=2, **sizes).save_pretrained(folder)
+    AutoTokenizer.from_pretrained(TINY).save_pretrained(folder)
+    return folder
+
+
+def test_a_block_of_experts_is_sent_whole_by_the_names_of_the_checkpoint(mixture: Path) -> None:
+    there = load_file(mixture / "model.safetensors")
+    prepared = updates.parse("last(1)").apply(load(str(mixture), device="cpu").model)
+    publisher = Publisher(prepared.model, prepared)
+    whole = publisher.tensors(publisher.modules)
+    assert whole.keys() == there.keys()
+    assert all(torch.equal(there[name], whole[name]) for name in there)
+    publisher.sent = {"": ""}
+    (gate,) = (name for name in prepared.trainable if name.endswith("mlp.gate.weight"))
+    block = "model.layers.1.mlp."
+    kinds = [f"experts.{n}.{of}_proj" for n in range(4) for of in ("down", "gate", "up")]
+    sent = sorted(publisher.publication([gate]).tensors)
+    assert sent == [f"{block}{name}.weight" for name in (*kinds, "gate")]
+
+
+def test_an_adapter_on_experts_is_merged(mixture: Path, tmp_path: Path) -> None:
+    """The checkpoint with what is sent in its place is the policy."""
+    from transformers import AutoModelForCausalLM
+
+    update = updates.parse("lora(rank=2, experts=True) @ last(1)")
+    prepared = update.apply(load(str(mixture), device="cpu").model)
+    move_all(prepared)
+    sent = Publisher(prepared.model, prepared).publication(list(prepared.trainable))
+    assert not sent.adapter
+    whole = load_file(mixture / "model.safetensors") | sent.tensors
+    shutil.copy(mixture / "config.json", tmp_path)
+    save_file({n: t.clone() for n, t in whole.items()}, tmp_path / "model.safetensors")
+    again = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32)
+    ids = torch.tensor([[40, 41, 42, 43, 44]])
+    with torch.no_grad():
+        wanted, found = (model(input_ids=ids).logits for model in (prepared.model, again))
+        bare = load(str(mixture), device="cpu").model(input_ids=ids).logits
+    assert float((wanted - found).abs().max()) < 1e-5 < 0.01 < float((wanted - bare).abs().max())

@@ -7,8 +7,6 @@ other, in fp32 on a copy. What has the values that were sent last is not sent ag
 """
 
 import json
-import os
-import shutil
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from copy import deepcopy
 from dataclasses import dataclass, field
@@ -32,7 +30,7 @@ from modicum.updates.layout import LAYER
 
 PLAIN = (*TOGETHER[0], "o_proj", *TOGETHER[1], "down_proj")  # matrices of a block of the usual kind
 ADAPTED = (*PLAIN, "qkv_proj", "gate_up_proj")  # those that a server takes a LoRA in
-BASE = "model.safetensors"
+BASE, PEFT = "model.safetensors", "base_model.model."
 
 
 def block_of(path: str) -> tuple[str, str]:
@@ -57,7 +55,9 @@ def merged_layer(layer: Any) -> nn.Module:
     copy = deepcopy(layer)
     unpack(copy)
     dtype = next(copy.get_base_layer().parameters()).dtype
-    copy.float().merge()
+    copy.float()
+    for part in [m for m in copy.modules() if hasattr(m, "base_layer")]:  # several of experts
+        part.merge()  # type: ignore[operator]
     return copy.get_base_layer().to(dtype)  # type: ignore[no-any-return]
 
 
@@ -70,39 +70,34 @@ class Publication:
 
     def write(self, folder: Path) -> tuple[Path | None, Path | None, int]:
         """Folders of tensors and adapter, if there are any, the adapter's as named, and their bytes."""
-        names, rank = [*self.adapter], next((len(t) for t in self.adapter.values()), 0)
-        targets = sorted({n.removeprefix("base_model.model.").rsplit(".", 2)[0] for n in names})
+        targets = sorted({n.removeprefix(PEFT).rsplit(".", 2)[0] for n in self.adapter})
+        rank = next((len(down) for down in self.adapter.values()), 0)
         config = {"peft_type": "LORA", "task_type": "CAUSAL_LM", "r": rank, "lora_alpha": rank}
-        config |= {"target_modules": targets, "bias": "none", "base_model_name_or_path": None}
-        base = _written(self.tensors, folder.with_name(f"{folder.name}-base"), BASE, {})
-        size = sum(t.nbytes for of in (self.tensors, self.adapter) for t in of.values())
-        return base, _written(self.adapter, folder, WEIGHTS, {CONFIG: config}), size
+        config |= {"target_modules": targets, "bias": "none"}
+        base = _written(folder.with_name(f"{folder.name}-base"), BASE, self.tensors)
+        own = _written(folder, WEIGHTS, self.adapter, json.dumps(config))
+        return base, own, sum(t.nbytes for t in (*self.tensors.values(), *self.adapter.values()))
 
 
 def _written(
-    tensors: Mapping[str, Tensor], folder: Path, name: str, more: Mapping[str, Any]
+    folder: Path, name: str, tensors: Mapping[str, Tensor], config: str = ""
 ) -> Path | None:
-    """Write a folder aside and rename it, so that nobody reads half of it."""
+    """A folder that is written aside and renamed, so that nobody reads half of it."""
     if not tensors:
         return None
-    aside = folder.with_name(f".{folder.name}-{os.getpid()}")
-    shutil.rmtree(aside, ignore_errors=True)
-    aside.mkdir(parents=True)
-    held = {n: t.detach().to("cpu", copy=t._base is not None) for n, t in tensors.items()}
-    save_file({n: t.contiguous() for n, t in held.items()}, aside / name, {"format": "pt"})
-    for other, said in more.items():
-        (aside / other).write_text(json.dumps(said), encoding="utf-8")
-    shutil.rmtree(folder, ignore_errors=True)
-    os.replace(aside, folder)
-    return folder
+    aside = folder.with_name(f".{folder.name}")
+    aside.mkdir()
+    save_file({n: t.detach().cpu().clone() for n, t in tensors.items()}, aside / name)
+    if config:
+        (aside / CONFIG).write_text(config, encoding="utf-8")
+    return aside.rename(folder)
 
 
 class Publisher:
     """A policy as a server is to have it; it remembers what was sent."""
 
     def __init__(self, model: nn.Module, prepared: Prepared | None = None) -> None:
-        self.model, self.base = model, inner(model)
-        self.trainable: Mapping[str, nn.Parameter] = prepared.trainable if prepared else {}
+        self.base, self.trainable = inner(model), dict(prepared.trainable if prepared else {})
         self.update: Adapter | None = prepared.adapter if prepared else None
         self.modules, self.layers = dict[str, nn.Module](), dict[str, Any]()
         """The base's modules that have tensors by their names there; PEFT's layers among them."""
@@ -114,22 +109,20 @@ class Publisher:
                 inside, self.layers[path] = (*inside, f"{path}."), module
             if path in self.layers or any(True for _ in own_tensors(module)):
                 self.modules[path] = module
-        odd = set[str]()
-        for path in self.modules:
-            block, name = block_of(path)
-            if name and name not in PLAIN and any(p.dim() > 1 for p in self._held(path)):
-                odd.add(block)
+        blocks = {path: block_of(path) for path in self.modules}
+        odd = {
+            block
+            for path, (block, name) in blocks.items()
+            if name and name not in PLAIN and any(p.dim() > 1 for p in self._held(path))
+        }
         self.units: dict[str, str] = {}
         """What a server may fill as one tensor, by module."""
-        for path in self.modules:
-            block, name = block_of(path)
+        for path, (block, name) in blocks.items():
             kind = next((of[0] for of in TOGETHER if name in of), name)
-            self.units[path] = block if block in odd or not name else f"{block}.{kind}"
-        factors = {path: self._factors(path) for path in self.layers}
-        ranks = {len(of[0]) if of else RANKS[-1] + 1 for of in factors.values()}
-        fits = (
-            all(path.endswith(ADAPTED) for path in factors) and max(ranks, default=0) <= RANKS[-1]
-        )
+            self.units[path] = block if block in odd else f"{block}.{kind}"
+        pairs = [self._factors(path) for path in self.layers if path.endswith(ADAPTED)]
+        ranks = [len(pair[0]) for pair in pairs if pair is not None]
+        fits = len(ranks) == len(self.layers) and max(ranks, default=0) <= RANKS[-1]
         self.rank = max(ranks, default=0) if fits else 0
         """Of the adapter that a server is sent; 0: it has none, and gets what is merged."""
         self.sent: dict[str, str] = {}
@@ -163,16 +156,14 @@ class Publisher:
         adapter = dict[str, Tensor]()
         if self.rank and of_adapter:
             for path in self.layers:
-                down, up = self._factors(path) or ()
-                start = f"base_model.model.{path}"
-                adapter |= {f"{start}.lora_A.weight": down, f"{start}.lora_B.weight": up}
+                for name, factor in zip("AB", self._factors(path) or (), strict=True):
+                    adapter[f"{PEFT}{path}.lora_{name}.weight"] = factor
         if not paths and not adapter:  # a version alone: it comes with the smallest module
             sizes = {p: sum(held.numel() for held in self._held(p)) for p in self.modules}
             paths = {min(sizes, key=sizes.__getitem__)}
         units = {self.units[path] for path in paths}
-        return Publication(
-            self.tensors({p for p in self.modules if self.units[p] in units}), adapter
-        )
+        whole = {path for path, unit in self.units.items() if unit in units}
+        return Publication(self.tensors(whole), adapter)
 
     def tensors(self, paths: Collection[str]) -> dict[str, Tensor]:
         """The tensors of some modules on the CPU as a checkpoint of the policy has them, tied ones once."""
@@ -180,15 +171,12 @@ class Publisher:
         for path, module in self.modules.items():
             layer = self.layers.get(path)
             if layer is not None:
-                module = (
-                    layer.get_base_layer()
-                    if self.rank or path not in paths
-                    else merged_layer(layer)
-                )
-            for name, tensor in [*own_tensors(module)]:
+                merges = path in paths and not self.rank
+                module = merged_layer(layer) if merges else layer.get_base_layer()
+            for name, tensor in own_tensors(module):
                 if path in paths and id(tensor) not in known:
-                    found[f"{path}.{name}"] = numbers(tensor).detach().to("cpu")
-                if layer is None:  # numbers of what is merged may be those of what was before
+                    found[f"{path}.{name}"] = numbers(tensor).detach().cpu()
+                if layer is None:  # what is merged is gone, and its number another's
                     known.add(id(tensor))
         if getattr(self.base, "_weight_conversions", None):
             found = revert_weight_conversion(self.base, found)
