@@ -81,6 +81,10 @@ class Served(SamplerSettings):
         if not self.urls or not all(url.startswith(("http://", "https://")) for url in self.urls):
             raise UserError("sampler server: it takes addresses: server('http://localhost:8000')")
 
+    def __str__(self) -> str:
+        folder = [f"folder={self.folder!r}"] if self.folder else []
+        return f"server({', '.join([*map(repr, self.urls), *folder])})"
+
     def begin(
         self, engine: Engine, loaded: Loaded, prepared: Prepared | None, compute: Compute, rows: int
     ) -> Sampler:

@@ -62,7 +62,7 @@ class ServedSampler(Sampler):
         self.child: Child | None = None
         self.folder: Path | None = None
         self.count = 0  # of what was sent so far
-        self.up = self.asleep = False
+        self.asleep = False
         self.seconds = self.bytes = 0.0
         self._forget()
 
