@@ -1,5 +1,6 @@
 # make demo    set up, train the shipped base three ways, write runs/demo/report.html
 # make test    set up, run the default test suite
+# make test-vllm   what needs vLLM itself, in the environment that MODICUM_VLLM_PYTHON names
 # make bench   compare with TRL, step about (33 minutes on 2 cores)
 # make bench-layers   what a partial update costs (9 minutes)
 # make bench-plan   planned memory beside measured peaks (about half an hour)
@@ -9,7 +10,7 @@ BIN := .venv/bin
 STAMP := .venv/installed
 BENCH := .venv-bench
 
-.PHONY: setup demo test test-slow bench bench-layers bench-plan check format lint types clean
+.PHONY: setup demo test test-slow test-vllm bench bench-layers bench-plan check format lint types clean
 
 setup: $(STAMP)
 
@@ -27,6 +28,10 @@ test: setup
 
 test-slow: setup
 	$(BIN)/python -m pytest -m slow
+
+test-vllm: setup
+	@test -n "$$MODICUM_VLLM_PYTHON" || { echo "error: set MODICUM_VLLM_PYTHON (scripts/vllm_env.sh)" >&2; exit 2; }
+	$(BIN)/python -m pytest -m vllm -n 0
 
 check: setup format lint types test
 

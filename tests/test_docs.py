@@ -111,6 +111,9 @@ def test_options_named_in_the_docs_exist(capsys: pytest.CaptureFixture[str]) -> 
         with pytest.raises(SystemExit):
             cli.run([name, "--help"])
         known |= set(OPTION.findall(capsys.readouterr().out))
+    # Of vLLM, whose servers docs/vllm.md starts.
+    known |= {"--host", "--port", "--generation-config", "--logprobs-mode", "--enable-scale-out"}
+    known |= {"--enable-lora", "--max-lora-rank", "--max-loras", "--lora-modules"}
     for script in [*ROOT.glob("scripts/*.py"), *ROOT.glob("benchmarks/*.py")]:
         known |= set(re.findall(r'add_argument\("(--[a-z-]+)', script.read_text()))
     text = "".join(p.read_text() for p in [ROOT / "README.md", *ROOT.glob("docs/*.md")])

@@ -52,6 +52,7 @@ ORDER = [
     "updates",
     "anatomy",
     "engine",
+    "serving",
     "parallel",
     "evaluate",
     "learned",
@@ -201,6 +202,7 @@ def test_no_relative_imports(name: str) -> None:
 
 def test_light_modules_stay_free_of_torch() -> None:
     names = [f"modicum.{name}" for name in NO_TORCH]
+    names += [f"modicum.serving.{name}" for name in ("client", "child", "keeper")]
     for package in ("commands", "study", "report", "tracking", "face"):
         found = (SOURCE / package).rglob("[a-z]*.py")
         names += [

@@ -46,12 +46,12 @@ def _made(config: TrainConfig, found: Namespace, many: bool) -> tuple[str, list[
     gc.disable()  # a fifth of the time, for a program of seconds
     try:
         from modicum import curricula
-        from modicum.engine import samplers
         from modicum.plan import hardware, overall
+        from modicum.serving import members
 
         # They change nothing in a plan, and what is no run has none.
         curricula.parse(config.curriculum)
-        samplers.parse(config.compute.sampler)
+        members.parse(config.compute.sampler)
         machine = hardware.parse(found.hardware, config.compute.device, config.compute.dtype)
         plans = [
             overall.make(

@@ -25,6 +25,7 @@ ROUNDING = 4.0  # times the model's own
 UNKNOWN = {"bf16": 0.25, "fp16": 0.03}  # that of a model which was not measured
 PRIOR = 4.0  # doubt (1 - p, summed over tokens) that a measurement needs to count half
 CUT = 0.1  # of the tokens, and one, that rounding may move by much: at a cut, in a wild policy
+ELSEWHERE = 0.01  # nats beyond twice the first difference, of a sampler elsewhere
 FIRST = 5  # steps that are all checked
 REMEMBERED = 2**26  # bytes of the step before, at most
 NOT_SAMPLED = "the completions were not sampled from the current policy"
@@ -52,6 +53,8 @@ class Agreement:
         self.exact_max = 0.0  # largest difference without rounding so far, over 1 - p
         self.slopes: dict[str, Slope] = {}
         self.measured = False
+        self.first: float | None = None
+        """Mean |difference| at the first check, of a sampler elsewhere whose weights had been proved."""
         self.before: Swap | None = None  # the values of the step before, where they are few
 
     def due(self, step: int) -> bool:
@@ -81,7 +84,15 @@ class Agreement:
             self._other_weights(policy, prepared, found)
             for way in ("trainer", "library"):
                 self._follow(way, found.ways[way] - found.sampler_N, found)
-        return self._apart(found.ways["library"], found.sampler_N, "library")
+        mean = self._apart(found.ways["library"], found.sampler_N, "library")
+        if not policy.sampler.in_process:
+            self.first = mean if self.first is None else self.first
+            if mean > (most := 2 * self.first + ELSEWHERE):
+                raise AgreementFailed(
+                    f"log-probs of sampler and library differ by {mean:.2g} nats a token, and at first"
+                    f" by {self.first:.2g}; more than {most:.2g} is no rounding"
+                )
+        return mean
 
     @torch.no_grad()
     def trained(
@@ -213,7 +224,7 @@ class Agreement:
         """As JSON values. What comes of the step before is not in it, nor are its values."""
         lasting = ((n, s) for n, s in self.slopes.items() if not n.endswith("previous"))
         slopes = {name: slope.sums for name, slope in lasting}
-        names = ("own", "noise", "room", "seen", "measured", "exact_max")
+        names = ("own", "noise", "room", "seen", "measured", "exact_max", "first")
         return {name: getattr(self, name) for name in names} | {"slopes": slopes}
 
     def load(self, state: dict[str, Any]) -> None:

@@ -78,6 +78,8 @@ class Sampler(ABC):
 
     in_process: ClassVar[bool] = False
     """Whether it runs the trainer's own model, in whatever precision that computes."""
+    proven: str = ""
+    """What was last proved of weights that are elsewhere, in words."""
 
     @abstractmethod
     def sample(
@@ -108,6 +110,9 @@ class Sampler(ABC):
 
     def prove(self) -> None:  # noqa: B027  # not all have a copy of the weights
         """RunStopped where the weights that it samples from are not the policy's."""
+
+    def close(self) -> None:  # noqa: B027  # not all have begun anything
+        """End what it has started."""
 
 
 class Scorer(ABC):

@@ -157,7 +157,9 @@ def draw(decoding: Decoding, uniforms_RT: Tensor, sampling: Sampling, texts: Tex
             new = tokens_RT[row_B, asked : step + 1].tolist()
             asked = step + 1
             pairs = enumerate(zip(rows, new, strict=True))
-            live = [n for n, (row, tokens) in pairs if not _ended(texts, written_R[row], tokens)]
+            live = [
+                n for n, (row, tokens) in pairs if not ends_within(texts, written_R[row], tokens)
+            ]
             if not live or step + 1 == steps:
                 break
             if len(live) < len(rows):
@@ -175,7 +177,7 @@ def draw(decoding: Decoding, uniforms_RT: Tensor, sampling: Sampling, texts: Tex
     return drawn
 
 
-def _ended(texts: Texts, written: list[int], tokens: Sequence[int]) -> bool:
+def ends_within(texts: Texts, written: list[int], tokens: Sequence[int]) -> bool:
     """Whether a row ends within its next tokens; those up to its end join what it has written."""
     for token in tokens:
         written.append(token)

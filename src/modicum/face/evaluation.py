@@ -1,7 +1,7 @@
 """`modicum.evaluate` and `modicum.compare`, which the commands of these names call too."""
 
 from collections.abc import Callable, Iterable
-from contextlib import nullcontext
+from contextlib import closing, nullcontext
 from dataclasses import asdict, field, replace
 from functools import partial
 from pathlib import Path
@@ -106,6 +106,7 @@ def perform(
     from modicum.engine import policy_of
     from modicum.evaluate import evaluate, held_out
     from modicum.models.load import inner, load
+    from modicum.serving import members
     from modicum.tasks import prompts
     from modicum.tasks.examples import Sizes, draw
     from modicum.training.checkpoint import reload
@@ -115,6 +116,7 @@ def perform(
     own = run is not None and config.task == past_config(run).task
     task = parts.task or (past_task(run, config.task) if run and own else tasks.parse(config.task))
     folder = _folder(config.out) if config.out else None
+    members.parse(config.compute.sampler)  # before a model loads
     config, sized = _sized(config, RunParts(task), run)
     if run is not None:
         was = past_bases(run, past_config(run), config.model, config.base)
@@ -132,7 +134,8 @@ def perform(
     what = config.sampling, config.split, config.problems, config.samples, config.seed
     progress = partial(observer.evaluating, name) if observer else None
     keep = partial(folder.write_lines, "completions.jsonl") if folder else None
-    found = evaluate(policy, task, *what, progress=progress, keep=keep, examples=examples)
+    with closing(policy.sampler):
+        found = evaluate(policy, task, *what, progress=progress, keep=keep, examples=examples)
     if folder is not None:
         folder.write("evaluation.json", values_of(config, name, found))
     if observer is not None:

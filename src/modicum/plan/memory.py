@@ -23,6 +23,7 @@ from modicum.parts import RunParts, require_group
 from modicum.plan.live import peaks, tops
 from modicum.plan.shapes import Lengths, config_of, num_bytes, prepare
 from modicum.plan.trace import ResidentBytes, Trace
+from modicum.serving.members import parse
 from modicum.types import Frozen, Problem
 from modicum.updates.base import Prepared
 from modicum.updates.layout import depth
@@ -169,7 +170,7 @@ def _of_set(
     if subject.judge:
         files = subject.judge.file.parent.glob("*.safetensors")
         static["reward model"] = sum(file.stat().st_size for file in files)
-    decoder, sampler = view(subject.prepared.model), samplers.parse(config.compute.sampler)
+    decoder, sampler = view(subject.prepared.model), parse(config.compute.sampler)
     if decoder and config.compute.engine != "library" and isinstance(sampler, samplers.Local):
         copied = sampler.copied(decoder, device)
         static |= {"sampler's copy": copied.num_bytes} if copied else {}

@@ -6,6 +6,7 @@ and resumed gives what the uncut run gives.
 """
 
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -104,7 +105,7 @@ def train(
         start_memory = before if policy.device.type == "cpu" else 0
         began = begin(session, folder, overwrite, resume, note)
         page = live.written(folder, config.records.watch and team.first, note)
-        with page as tell, began as (run, first), resumable(run):
+        with page as tell, began as (run, first), resumable(run), closing(policy.sampler):
             for text in [*chose(session, run, chosen), *parts.keep(run, config)]:
                 note(text)
             for text in origin.notes(session, run.folder):

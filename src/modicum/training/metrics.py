@@ -157,6 +157,7 @@ def make_result(
 ) -> dict[str, Any]:
     """What `result.json` will hold; writes `anatomy.json`. The session is spent afterwards."""
     config, counters = session.config, session.counters
+    proofs = session.agreement.report(), session.policy.sampler.proven
     found = {
         **{name: getattr(config, name) for name in SETTINGS},
         "steps": steps,
@@ -174,7 +175,7 @@ def make_result(
         "start_memory_bytes": start_memory,
         "skipped_steps": counters.skipped,
         "change_proof": proof,
-        "agreement_proof": session.agreement.report(),
+        "agreement_proof": "; ".join(filter(None, proofs)),
         "base_hash": session.identity.hashes["base_hash"],
         "nothing_trained": untrained(session, steps),
     }

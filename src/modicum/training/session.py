@@ -24,6 +24,7 @@ from modicum.parts import RunParts, correction_of
 from modicum.plan.shapes import rested
 from modicum.plan.sizes import settle
 from modicum.report.words import environment
+from modicum.serving import members
 from modicum.stopping import Stop, split_within
 from modicum.tasks import prompts
 from modicum.tasks.examples import Examples, Sizes, draw, whole, without
@@ -183,7 +184,8 @@ def prepare(
     config, _ = settle(config, parts)
     task, update, reward, objective, curriculum = (parts or RunParts()).resolve(config)
     compute = config.compute
-    # A bad task, and a reward that does not go with it, fail before the model loads.
+    # A bad task or sampler, and a reward that does not go with it, fail before the model loads.
+    members.parse(compute.sampler)
     first = task.problem("train", config.seed, 0)
     for _, term in reward.terms:
         term.require(first)

@@ -157,6 +157,11 @@ class AdaLora(LowRank):
         first = Link(down.numel(), trains(down) or trains(diagonal))
         return Chain((first, Link(up.numel(), trains(up))))
 
+    def factors(self, layer: Any) -> tuple[Tensor, Tensor] | None:
+        """E goes into A; PEFT divides by the rank, and by a little more than that."""
+        down, up, diagonal = (held[ADAPTER] for held in (layer.lora_A, layer.lora_B, layer.lora_E))
+        return down * diagonal, up * (layer.scaling[ADAPTER] / (layer.ranknum[ADAPTER] + 1e-5))
+
     def trains(self, name: str) -> bool:
         return ".ranknum." not in name
 

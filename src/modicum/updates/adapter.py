@@ -9,7 +9,7 @@ from contextlib import AbstractContextManager
 from typing import Any, ClassVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from modicum.models.adapters import quiet
 from modicum.models.linear import meanwhile
@@ -153,6 +153,11 @@ class Adapter(Method):
     def plain(self, model: nn.Module) -> nn.Module:
         """The model with an adapter of a kind that PEFT loads; `model` is spent afterwards."""
         return model
+
+    def factors(self, layer: Any) -> tuple[Tensor, Tensor] | None:
+        """A [rank, in] and B [out, rank], scale included, where all that it does in `layer`, PEFT's
+        module around a linear one, is to add B A to the weight; None: it does more, or otherwise."""
+        return None
 
     def schedule(self, model: nn.Module, trainable: Named) -> Schedule | None:
         """What is driven or scaled while training; None: nothing."""

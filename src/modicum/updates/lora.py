@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from modicum.limits import Limits
-from modicum.models.linear import adapted_layers, matrix
+from modicum.models.linear import adapted_layers, is_matrix, matrix
 from modicum.types import UserError
 from modicum.updates.adapter import Adapter
 from modicum.updates.base import Selection
@@ -40,6 +40,11 @@ class LowRank(Adapter):
     passed: ClassVar[dict[str, str]] = {"rank": "r", "alpha": "lora_alpha"}
     rank: Rank = 8
     alpha: Count = 32
+
+    def factors(self, layer: Any) -> tuple[Tensor, Tensor] | None:
+        if not is_matrix(layer.base_layer):  # experts
+            return None
+        return layer.lora_A[ADAPTER].weight, layer.scaling[ADAPTER] * layer.lora_B[ADAPTER].weight
 
 
 @dataclass(frozen=True)
@@ -94,6 +99,9 @@ class Dora(LowRank):
 
     reads_base = True
     fixed: ClassVar[dict[str, Any]] = {"use_dora": True}
+
+    def factors(self, layer: Any) -> None:
+        """It also scales the rows."""
 
     @torch.no_grad()
     def finish(self, model: Any) -> None:

@@ -1,0 +1,112 @@
+"""What each update sends to vLLM, and how far vLLM's log-probs are from the trainer's then.
+
+    MODICUM_VLLM_PYTHON=... python benchmarks/vllm.py [--model tiny] [--only lora dora]
+
+One server of the model in fp32; of every update the usual form. Three policies each: the start, and two
+optimizer steps at a large rate on rows made by hand. Bytes and seconds are those of the last one, so of what a
+step sends; nats are the mean |difference| over the tokens of twelve completions of each policy. Writes
+benchmarks/vllm.json and prints a table in Markdown.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from modicum import updates
+from modicum.config import Compute, Optimizer, Sampling, TrainConfig
+from modicum.engine.logprobs import logprobs
+from modicum.models.load import load, locate
+from modicum.serving.child import Child
+from modicum.serving.client import Server
+from modicum.serving.publish import Publication, Publisher
+from modicum.training import session, step
+from modicum.types import Row
+
+HERE = Path(__file__).parent
+sys.path.insert(0, str(HERE.parent / "tests"))
+
+from rows import batch_of  # noqa: E402
+
+PROMPTS = [(40, 41, 42, 43), (50,), (60, 61, 62)]
+KEYS: list[tuple[object, ...]] = [("test", 0), ("test", 1), ("test", 2)]
+SHORT = Sampling(max_tokens=12)
+STEPS = 3
+
+
+def put_back(server: Server, model: str) -> None:
+    """Give the server all weights of the base, whatever it had."""
+    publisher = Publisher(load(model, device="cpu").model)
+    with tempfile.TemporaryDirectory() as place:
+        whole = Publication(publisher.tensors(publisher.modules))
+        folder, _, _ = whole.write(Path(place) / "base")
+        assert folder is not None
+        server.load_tensors(folder, "base")
+
+
+def measure(server: Server, model: str, text: str) -> dict[str, Any]:
+    """One update: what is sent after a step, and the differences in nats, policy by policy."""
+    put_back(server, model)
+    config = TrainConfig(
+        model=model,
+        update=text,
+        steps=6,
+        compute=Compute("cpu", sampler=f"server('{server.url}')"),
+        optimizer=Optimizer(learning_rate=3e-3),
+    )
+    made = session.prepare(config)
+    policy, nats, told = made.policy, [], {}
+    for _ in range(STEPS):
+        step.switch(made)
+        groups = policy.sample(PROMPTS, KEYS, 4, SHORT)
+        told = policy.sampler.metrics()  # type: ignore[attr-defined]
+        rows = [
+            Row(prompt, c.tokens, c.logprobs, 0.0, group=number)
+            for number, (prompt, group) in enumerate(zip(PROMPTS, groups, strict=True))
+            for c in group
+        ]
+        with torch.no_grad():
+            found, _ = logprobs(policy.scorer, rows, SHORT)
+        said = torch.tensor([p for row in rows for p in row.logprobs])
+        nats.append(float((found - said).abs().mean()))
+        step.optimizer_step(made, step.backward(made, batch_of(made), {})["loss"])
+        policy.follow(made.prepared)
+    publisher = policy.sampler.publisher  # type: ignore[attr-defined]
+    policy.sampler.close()
+    kind = "adapter" if publisher.rank else "merged" if publisher.layers else "tensors"
+    embedding = policy.model.get_input_embeddings().weight  # type: ignore[operator, union-attr]
+    ties = policy.model.config.tie_word_embeddings  # type: ignore[union-attr]
+    tied = ties and any(p is embedding for p in made.prepared.trainable.values())
+    return {
+        **{"update": text, "sent": kind, "bytes": told["sync/bytes"]},
+        **{"seconds": told["time/sync_seconds"], "nats": nats, "tied": bool(tied)},
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--model", default="tiny")
+    parser.add_argument("--only", nargs="*", default=[*updates.UPDATES])
+    options = parser.parse_args()
+    given = {"dtype": "float32", "lora_rank": 64, "more": ("--enforce-eager",)}
+    child = Child(locate(options.model).place, max_length=128, **given)
+    made = []
+    print("| update | sent as | bytes | s | mean nats |\n| --- | --- | --- | --- | --- |")
+    for name in options.only:
+        row = measure(child.server, options.model, updates.UPDATES[name].examples[0])
+        made.append(row)
+        shown = f"{max(row['nats']):.1e}" + " (tied head)" * row["tied"]
+        cells = f"{row['bytes']:,.0f} | {row['seconds']:.2f} | {shown}"
+        print(f"| `{row['update']}` | {row['sent']} | {cells} |", flush=True)
+    child.close()
+    HERE.joinpath("vllm.json").write_text(json.dumps(made, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
