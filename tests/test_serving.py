@@ -96,7 +96,7 @@ def agree(
     problem = Problem("1", "1+1", "2")
     groups = [Group(problem, p, c) for p, c in zip(prompts, drawn, strict=True)]
     require_origin(groups, SHORT, policy.changed.version)
-    proof.check(policy, prepared, groups, SHORT, number)
+    proof.check(policy, prepared, groups, number)
 
 
 # What is sent ----------------------------------------------------------------------------

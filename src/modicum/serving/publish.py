@@ -26,7 +26,7 @@ from modicum.models.weight_copy import TOGETHER
 from modicum.serving.child import RANKS
 from modicum.updates.adapter import Adapter
 from modicum.updates.base import Prepared
-from modicum.updates.layout import LAYER
+from modicum.updates.layout import WORDS
 
 PLAIN = (*TOGETHER[0], "o_proj", *TOGETHER[1], "down_proj")  # matrices of a block of the usual kind
 ADAPTED = (*PLAIN, "qkv_proj", "gate_up_proj")  # those that a server takes a LoRA in
@@ -35,7 +35,7 @@ BASE, PEFT = "model.safetensors", "base_model.model."
 
 def block_of(path: str) -> tuple[str, str]:
     """The block of a layer that a module of the base is in, and its name there; outside layers itself."""
-    if (found := LAYER.search(path)) is None:
+    if (found := WORDS["layer"].search(path)) is None:
         return path, ""
     block, _, name = path[found.end() :].partition(".")
     return path[: found.end()] + block, name
