@@ -10,7 +10,7 @@ import json
 import threading
 from collections.abc import Callable, Sequence
 from copy import deepcopy
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from typing import Any, ClassVar
 from urllib.request import urlopen
@@ -108,7 +108,6 @@ class HttpSampler(Sampler):
         self._ask("weights", save(tensors))
 
 
-@dataclass(frozen=True)
 class Http(SamplerSettings):
     """A server in a thread."""
 

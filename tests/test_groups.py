@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, ClassVar
@@ -27,7 +27,6 @@ from modicum.types import Completion, Group, Problem, UserError
 T, F = True, False
 
 
-@dataclass(frozen=True)
 class Even(rewards.Term):
     """1 for a completion of which the first digit is even: seldom the same in a whole group."""
 

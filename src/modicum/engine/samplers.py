@@ -186,7 +186,7 @@ def ends_within(texts: Texts, written: list[int], tokens: Sequence[int]) -> bool
     return False
 
 
-class SamplerSettings(spec.Named, ABC):
+class SamplerSettings(spec.Spec, ABC):
     """Settings that begin a sampler; `in_process` is the sampler's."""
 
     in_process: ClassVar[bool] = False
@@ -199,7 +199,6 @@ class SamplerSettings(spec.Named, ABC):
         it trains."""
 
 
-@dataclass(frozen=True)
 class Local(SamplerSettings):
     """This process, token by token, with the engine that trains."""
 

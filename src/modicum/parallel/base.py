@@ -2,14 +2,14 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any, ClassVar, Self, TypeVar
 
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from modicum.models.precision import Masters
-from modicum.spec import Named
+from modicum.spec import Spec
 from modicum.types import Completion, Row
 from modicum.updates.base import Prepared
 
@@ -17,8 +17,7 @@ T = TypeVar("T")
 Groups = list[tuple[Completion, ...]]
 
 
-@dataclass(eq=False)
-class Team(Named, AbstractContextManager["Team"]):
+class Team(Spec, AbstractContextManager["Team"], frozen=False):
     """One process, whoever has started it. Others are number `rank` of `size` processes, which call
     the same methods in the same order; what they tell each other is JSON."""
 

@@ -9,7 +9,7 @@ import json
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import astuple, dataclass
+from dataclasses import astuple
 from datetime import timedelta
 from typing import Any, ClassVar, Self
 
@@ -42,8 +42,7 @@ def together() -> Iterator[None]:
         ) from None
 
 
-@dataclass(eq=False)
-class Ddp(Team):
+class Ddp(Team, frozen=False):
     """The whole policy in every process, and gradients that are summed once a step."""
 
     several: ClassVar[bool] = True

@@ -12,7 +12,6 @@ import operator
 import random
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 from importlib import metadata
 from typing import Any, ClassVar
 
@@ -41,7 +40,6 @@ def _ask(limit: float, **request: Any) -> Any:
     return reply.get("value")
 
 
-@dataclass(frozen=True)
 class Gym(Procedural):
     """A data set of reasoning-gym, with its settings as arguments: gym('chain_sum', max_terms=4).
 
