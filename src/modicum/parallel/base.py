@@ -8,13 +8,13 @@ from typing import Any, ClassVar, Self, TypeVar
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from modicum.engine.base import Asked, Groups
 from modicum.models.precision import Masters
 from modicum.spec import Spec
-from modicum.types import Completion, Row
+from modicum.types import Row
 from modicum.updates.base import Prepared
 
 T = TypeVar("T")
-Groups = list[tuple[Completion, ...]]
 
 
 class Team(Spec, AbstractContextManager["Team"], frozen=False):
@@ -53,11 +53,9 @@ class Team(Spec, AbstractContextManager["Team"], frozen=False):
         """Tensors of a checkpoint, of which processes may hold pieces, as they are written."""
         return tensors
 
-    def sample(
-        self, draw: Callable[..., Groups], prompts: Sequence[Any], keys: Sequence[Any], *given: Any
-    ) -> Groups:
+    def sample(self, draw: Callable[[Asked], Groups], asked: Asked) -> Groups:
         """What `draw` gives for all prompts, each drawn in one process."""
-        return draw(prompts, keys, *given)
+        return draw(asked)
 
     def lines(self, rows: Sequence[Any]) -> list[Any]:
         """The rows of all processes, in the order of these."""
