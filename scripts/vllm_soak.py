@@ -40,6 +40,10 @@ from modicum.training.loop import Observer, train
 
 SAMPLER = "vllm(python={!r})"
 MODULE = "vllm.entrypoints"
+SPARED = (
+    "resource_tracker",
+    "keeper",
+)  # no server: a helper of Python's, and what ends a server with the run
 
 
 def descendants(of: int) -> list[int]:
@@ -60,17 +64,22 @@ def descendants(of: int) -> list[int]:
     return found
 
 
+def command_of(number: int) -> str:
+    """The command of a process; empty: it has ended."""
+    try:
+        return Path(f"/proc/{number}/cmdline").read_bytes().replace(b"\0", b" ").decode().strip()
+    except OSError:
+        return ""
+
+
 def servers() -> dict[int, str]:
-    """The processes below this one that have to do with vLLM, with their commands; no helpers of Python's."""
-    found = {}
-    for number in descendants(os.getpid()):
-        try:
-            line = Path(f"/proc/{number}/cmdline").read_bytes().replace(b"\0", b" ").decode()
-        except OSError:
-            continue
-        if "vllm" in line.lower() and "resource_tracker" not in line:
-            found[number] = line.strip()
-    return found
+    """The processes below this one that have to do with vLLM, with their commands; not what is `SPARED`."""
+    found = {number: command_of(number) for number in descendants(os.getpid())}
+    return {
+        number: line
+        for number, line in found.items()
+        if "vllm" in line.lower() and not any(word in line for word in SPARED)
+    }
 
 
 class Killer(Observer):
@@ -81,14 +90,12 @@ class Killer(Observer):
         # Not in the first two, which say how long a step takes, nor where no step may follow.
         self.due = set(self.draw.sample(range(2, steps - 3), kills)) if kills else set()
         self.done: list[dict[str, Any]] = []
-        self.begun = set[int]()  # servers; what keeps one has another command
+        self.begun = dict[int, str]()  # the servers that were seen
         self.seconds, self.threads = list[float](), list[threading.Thread]()
 
     def step(self, metrics: dict[str, float]) -> None:
         self.seconds.append(metrics["time/step_seconds"])
-        self.begun |= {
-            n for n, line in servers().items() if "keeper" not in line and MODULE in line
-        }
+        self.begun |= {n: line for n, line in servers().items() if MODULE in line}
         coming = int(metrics["step"]) + 1
         if coming in self.due:
             after = self.draw.uniform(0.0, statistics.median(self.seconds))
@@ -106,6 +113,10 @@ class Killer(Observer):
             entry = {"step": at, "after": round(after, 3), "process": there[number][:120]}
             self.done.append(entry)
             print(json.dumps(entry), flush=True)
+
+    def left(self) -> dict[int, str]:
+        """The servers that live, whoever is their parent now."""
+        return {n: line for n, line in self.begun.items() if command_of(n) == line}
 
     def note(self, text: str) -> None:
         print(text, flush=True)
@@ -194,7 +205,8 @@ def main() -> None:
         "completions": sum(count for *_, count in found.versions),
         "change_proof": result["change_proof"],
         "servers": len(killer.begun),
-        "wrong": faults + [f"left: {line[:120]}" for line in servers().values()],
+        "wrong": faults
+        + [f"left: {n}, {line[:120]}" for n, line in {**killer.left(), **servers()}.items()],
     }
     (asked.out / "soak.json").write_text(json.dumps(report, indent=1) + "\n")
     print(json.dumps({key: value for key, value in report.items() if key != "kills"}, indent=1))
