@@ -38,12 +38,10 @@ from modicum.config import Compute, Held, Optimizer, Records, Sampling, Steps, T
 from modicum.training import step
 from modicum.training.loop import Observer, train
 
-SAMPLER = "vllm(python={!r})"
+SAMPLER = "vllm(python={!r}, memory=0.2)"  # on a CPU of the machine's, which others use too
 MODULE = "vllm.entrypoints"
-SPARED = (
-    "resource_tracker",
-    "keeper",
-)  # no server: a helper of Python's, and what ends a server with the run
+SPARED = ("resource_tracker", "keeper")
+"""What is no server: a helper of Python's, and what ends a server when the run does."""
 
 
 def descendants(of: int) -> list[int]:
