@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -62,7 +63,8 @@ def masked(case: Case) -> Forward:
 
     of = [p for p in range(case.prompts) for _ in range(case.group)]
     lengths = [case.prompt] * case.prompts, of, [case.row] * len(of)
-    plan = Packed(*lengths, case.device, store=lambda *_: None)  # as in decoding: never by varlen
+    # With a cache, as in decoding: never by varlen.
+    plan = Packed(*lengths, case.device, cache=SimpleNamespace(store=lambda *_: None))
     rule = ScoreRule(1 / math.sqrt(case.heads[2]), None, None)
     return lambda q, k, v: plan.attend(0, q, k, v, rule)
 

@@ -31,7 +31,7 @@ from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
 
 from modicum import disk
 from modicum.display import clock, console
-from modicum.options import Parser, show
+from modicum.options import Parser
 from modicum.runs import make_folder
 from modicum.types import UserError
 
@@ -233,7 +233,7 @@ def main(args: list[str]) -> None:
     with disk.held(out):
         pretrain(config, out, report)
     values = {"out": str(out), "loss": losses[-1], "steps": config.steps}
-    show(found.json, values, f"wrote {out}")
+    print(json.dumps(values) if found.json else f"wrote {out}")
 
 
 if __name__ == "__main__":

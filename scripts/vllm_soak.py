@@ -10,7 +10,8 @@ The run must go on by itself. Afterwards
     steps       metrics.jsonl has one line a step, in order, without a gap
     versions    every completion of every step has the version of the weights that the trainer has
     moved       the versions differ from step to step wherever the step before has trained
-    kills       so many processes were ended, and the run had to publish and sample anew
+    kills       so many processes were ended, and as many servers were begun anew
+    left        no process of a server is left
 
 The report is OUT/soak.json; exit code 1 when anything is wrong. Linux only (it reads /proc).
 """
@@ -22,6 +23,7 @@ import json
 import os
 import random
 import signal
+import statistics
 import sys
 import threading
 import time
@@ -36,7 +38,10 @@ from modicum.config import Compute, Held, Optimizer, Records, Sampling, Steps, T
 from modicum.training import step
 from modicum.training.loop import Observer, train
 
-SAMPLER = "vllm(python={!r})"
+SAMPLER = "vllm(python={!r}, memory=0.2)"  # on a CPU of the machine's, which others use too
+MODULE = "vllm.entrypoints"
+SPARED = ("resource_tracker", "keeper")
+"""What is no server: a helper of Python's, and what ends a server when the run does."""
 
 
 def descendants(of: int) -> list[int]:
@@ -57,34 +62,41 @@ def descendants(of: int) -> list[int]:
     return found
 
 
-def servers(word: str) -> dict[int, str]:
-    """The processes below this one whose command line has the word, with it."""
-    found = {}
-    for number in descendants(os.getpid()):
-        try:
-            line = Path(f"/proc/{number}/cmdline").read_bytes().replace(b"\0", b" ").decode()
-        except OSError:
-            continue
-        if word in line.lower():
-            found[number] = line.strip()[:120]
-    return found
+def command_of(number: int) -> str:
+    """The command of a process; empty: it has ended."""
+    try:
+        return Path(f"/proc/{number}/cmdline").read_bytes().replace(b"\0", b" ").decode().strip()
+    except OSError:
+        return ""
+
+
+def servers() -> dict[int, str]:
+    """The processes below this one that have to do with vLLM, with their commands; not what is `SPARED`."""
+    found = {number: command_of(number) for number in descendants(os.getpid())}
+    return {
+        number: line
+        for number, line in found.items()
+        if "vllm" in line.lower() and not any(word in line for word in SPARED)
+    }
 
 
 class Killer(Observer):
     """Ends a process of the server in some steps; tells what a run notes."""
 
-    def __init__(self, steps: int, kills: int, seed: int, word: str) -> None:
-        self.draw, self.word = random.Random(seed), word
-        # Not in the first two, which say how long a step takes.
-        self.due = set(self.draw.sample(range(2, steps), kills)) if kills else set()
+    def __init__(self, steps: int, kills: int, seed: int) -> None:
+        self.draw = random.Random(seed)
+        # Not in the first two, which say how long a step takes, nor where no step may follow.
+        self.due = set(self.draw.sample(range(2, steps - 3), kills)) if kills else set()
         self.done: list[dict[str, Any]] = []
-        self.seconds, self.threads = 1.0, list[threading.Thread]()
+        self.begun = dict[int, str]()  # the servers that were seen
+        self.seconds, self.threads = list[float](), list[threading.Thread]()
 
     def step(self, metrics: dict[str, float]) -> None:
-        self.seconds = 0.8 * self.seconds + 0.2 * metrics["time/step_seconds"]
+        self.seconds.append(metrics["time/step_seconds"])
+        self.begun |= {n: line for n, line in servers().items() if MODULE in line}
         coming = int(metrics["step"]) + 1
         if coming in self.due:
-            after = self.draw.uniform(0.0, self.seconds)
+            after = self.draw.uniform(0.0, statistics.median(self.seconds))
             choice = self.draw.random()
             self.threads.append(threading.Thread(target=self.kill, args=(coming, after, choice)))
             self.threads[-1].start()
@@ -92,13 +104,17 @@ class Killer(Observer):
     def kill(self, at: int, after: float, choice: float) -> None:
         """One of the server's processes, after so many seconds."""
         time.sleep(after)
-        there = servers(self.word)
+        there = servers()
         if there:
             number = sorted(there)[int(choice * len(there))]
             os.kill(number, signal.SIGKILL)
-            entry = {"step": at, "after": round(after, 3), "process": there[number]}
+            entry = {"step": at, "after": round(after, 3), "process": there[number][:120]}
             self.done.append(entry)
             print(json.dumps(entry), flush=True)
+
+    def left(self) -> dict[int, str]:
+        """The servers that live, whoever is their parent now."""
+        return {n: line for n, line in self.begun.items() if command_of(n) == line}
 
     def note(self, text: str) -> None:
         print(text, flush=True)
@@ -136,6 +152,8 @@ def wrong(
         moved = found.versions[at][0] != found.versions[at - 1][0]
         if moved != ("policy/loss" in lines[at - 1]):
             faults.append(f"step {at}: the version {'changed' if moved else 'stayed'}")
+    if killer.done and len(killer.begun) - 1 < len(killer.done):
+        faults.append(f"{len(killer.begun)} servers were seen, after {len(killer.done)} kills")
     if len(killer.done) != len(killer.due):
         faults.append(f"{len(killer.done)} of {len(killer.due)} kills met a process")
     return faults
@@ -149,10 +167,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=Path("runs/vllm_soak"))
     parser.add_argument("--update", default="last(1)")
-    parser.add_argument(
-        "--sampler", help="another one; its processes have --word in their commands"
-    )
-    parser.add_argument("--word", default="vllm")
+    parser.add_argument("--sampler", help="another one, with --kills 0")
     asked = parser.parse_args()
     python = os.environ.get("MODICUM_VLLM_PYTHON", "")
     if not asked.sampler and not python:
@@ -172,7 +187,7 @@ def main() -> None:
         evaluation=Held(eval_problems=0),
         records=Records(anatomy=False),
     )
-    killer = Killer(asked.steps, asked.kills, asked.seed, asked.word)
+    killer = Killer(asked.steps, asked.kills, asked.seed)
     found = step.require_origin = Watched()  # type: ignore[assignment]
     began = time.monotonic()
     result = train(replace(config), killer, overwrite=True)
@@ -187,8 +202,9 @@ def main() -> None:
         "kills": killer.done,
         "completions": sum(count for *_, count in found.versions),
         "change_proof": result["change_proof"],
-        "left": servers(asked.word),
-        "wrong": faults + ["a process of the server is left"] * bool(servers(asked.word)),
+        "servers": len(killer.begun),
+        "wrong": faults
+        + [f"left: {n}, {line[:120]}" for n, line in {**killer.left(), **servers()}.items()],
     }
     (asked.out / "soak.json").write_text(json.dumps(report, indent=1) + "\n")
     print(json.dumps({key: value for key, value in report.items() if key != "kills"}, indent=1))

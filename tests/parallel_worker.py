@@ -39,10 +39,12 @@ def planted(config: dict[str, Any], at: int, what: str) -> Any:
         if session.parallel.rank == at and what == "moments":
             state = next(iter(session.optimization.optimizer.state.values()))
             state["exp_avg"].add_(1e-3)
-        if session.parallel.rank == at and what == "weights":
+        if what == "weights":
+            session.optimization.proof.check = lambda when, resting=True: "fine"
             with torch.no_grad():
-                next(iter(session.prepared.active.values())).add_(1e-3)
-                session.optimization.proof.check = lambda when, resting=True: "fine"
+                next(iter(session.prepared.active.values())).add_(
+                    1e-3 * (session.parallel.rank == at)
+                )
 
     loop.agree_trained = wrong
     try:

@@ -225,7 +225,7 @@ def test_both_engines_and_the_copy_agree(update: str) -> None:
     loaded, prepared = resting(update)
     found = []
     for kind in ("split", "library"):
-        engine = make(prepared.model, CPU, prepared.lowest_layer, kind)
+        engine = make(prepared.model, CPU, prepared.lowest_layer, Compute(engine=kind))
         found.append(torch.cat([t.flatten() for t in logprobs(engine, ROWS, Sampling())[:1]]))
     torch.testing.assert_close(found[0], found[1], atol=1e-5, rtol=1e-5)
     drawn = []

@@ -95,10 +95,10 @@ def require_group(objective: "Objective", config: TrainConfig) -> None:
 
 def correction_of(config: TrainConfig) -> "Correction":
     """What corrects the sampler of a run; UserError for one that needs none."""
-    from modicum.engine import samplers  # torch
     from modicum.objectives import corrections
+    from modicum.serving import members  # torch
 
-    in_process = samplers.parse(config.compute.sampler).in_process
+    in_process = members.parse(config.compute.sampler).in_process
     return corrections.parse(config.batch.correction, in_process)
 
 

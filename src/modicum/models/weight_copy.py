@@ -183,8 +183,8 @@ class WeightCopy:
     @property
     def num_bytes(self) -> int:
         """Of the copies of weights."""
-        found = (base.weight for product in self.products.values() for base in product.bases)
-        return sum(weight.numel() * weight.element_size() for weight in found)
+        bases = (base for product in self.products.values() for base in product.bases)
+        return sum(base.weight.nbytes for base in bases)
 
     def moved(self, tensors: Iterable[Tensor]) -> None:
         """These may have other values now."""

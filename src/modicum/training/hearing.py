@@ -106,20 +106,17 @@ def corrected(session: Session, rollout: Rollout) -> tuple[Rollout, dict[str, fl
     kept = [number for number, signal in zip(rollout.kept, says, strict=True) if signal or every]
     # In the order of the batch, so that its micro-batches round alike.
     kept.sort(key=lambda number: max(len(c.tokens) for c in groups[number].completions))
-    known, apart, weights = session.config.sampling, list[Tensor](), list[Weights]()
-    wanted, scorer = _rows(groups, kept, rollout.taken), session.policy.scorer
-    hear = _heard(
-        session, [*wanted.values()], lambda rows: logprobs.logprobs(scorer, rows, known)[0]
-    )
-    for (number, member), row, old in zip(wanted, wanted.values(), hear, strict=True):
+    scorer, known = session.policy.scorer, session.config.sampling
+    wanted = _rows(groups, kept, rollout.taken)
+    rows, apart, weights = [*wanted.values()], list[Tensor](), list[Weights]()
+    heard = _heard(session, rows, lambda part: logprobs.logprobs(scorer, part, known)[0])
+    for (number, member), row, old in zip(wanted, rows, heard, strict=True):
         old_T, said_T = torch.tensor([old, row.logprobs], dtype=torch.double)
         apart.append(old_T - said_T)
         weights.append(choice.weights(apart[-1]))
-        told: dict[str, Any] = {"sampled": row.logprobs}
-        if choice.form == "decoupled":
-            told |= {"logprobs": old, "weights": weights[-1]}
+        told: Any = {"logprobs": old, "weights": weights[-1]} if choice.form == "decoupled" else {}
         completions = list(groups[number].completions)
-        completions[member] = replace(completions[member], **told)
+        completions[member] = replace(completions[member], sampled=row.logprobs, **told)
         groups[number] = replace(groups[number], completions=tuple(completions))
     metrics = measured(torch.cat(apart), weights) if apart else {}
     return rollout._replace(groups=groups), metrics

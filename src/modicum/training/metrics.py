@@ -105,9 +105,7 @@ def run_metrics(
         **(session.critic.metrics | {"flops/critic": work.critic} if session.critic else {}),
         "flops/total": counters.flops,
         "time/step_seconds": watch.total,
-        "time/sampling_seconds": watch.seconds["sampling"],
-        "time/training_seconds": watch.seconds["training"],
-        "time/agreement_seconds": watch.seconds["agreement"],
+        **{f"time/{n}_seconds": watch.seconds[n] for n in ("sampling", "training", "agreement")},
         "time/tokens_per_second": rollout.tokens / watch.total,
         "memory/peak_bytes": machine.peak_bytes(),
     }

@@ -54,8 +54,7 @@ class Ranks(Schedule):
         if warmup + tail >= total_steps:
             left = f"leave none of the run's {total_steps} to allocate ranks in"
             raise UserError(f"{self.update}: warmup and tail take {warmup + tail} steps and {left}")
-        config = self.config
-        config.total_step, config.tinit, config.tfinal = total_steps, warmup, tail
+        self.config.total_step, self.config.tinit, self.config.tfinal = total_steps, warmup, tail
 
     @torch.no_grad()
     def gradients(self, found: Mapping[str, Tensor]) -> None:
