@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import field
 from typing import Any, ClassVar, Self, TypeVar
 
 from torch import Tensor, nn
@@ -26,9 +25,8 @@ class Team(Spec, AbstractContextManager["Team"], frozen=False):
     """Whether processes share the groups of a step."""
     in_pieces: ClassVar[bool] = False
     """Whether each of them holds a piece of every master."""
-    rank: int = field(default=0, init=False)
-    size: int = field(default=1, init=False)
-    device: str = field(default="", init=False)  # of this process; empty: what the run asks for
+    rank, size = 0, 1
+    device = ""  # of this process; empty: what the run asks for
 
     def join(self, device: str) -> Self:
         """Meet the others, for a run on such a device; a context that ends with parting from them."""
