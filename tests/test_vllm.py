@@ -31,10 +31,7 @@ pytestmark = [
 ]
 PROMPT = [40, 41, 42, 43, 44, 45, 46, 47] * 5
 CLOSE = 5e-5  # nats, in fp32; 6e-6 was measured
-SETTINGS: dict[str, Any] = {
-    **{"dtype": "float32", "max_length": 256, "lora_rank": 8, "memory": 0.1},
-    "more": ("--enforce-eager",),
-}
+SETTINGS: dict[str, Any] = {"dtype": "float32", "max_length": 256, "lora_rank": 8, "memory": 0.1}
 
 
 @pytest.fixture(scope="module")
@@ -253,8 +250,7 @@ PARENT = """
 import sys, time
 from pathlib import Path
 from modicum.serving.child import Child
-more = ("--enforce-eager",)
-each = Child(sys.argv[1], log=Path(sys.argv[2]), memory=0.1, max_length=256, more=more)
+each = Child(sys.argv[1], log=Path(sys.argv[2]), memory=0.1, max_length=256)
 print(each.process.pid, flush=True)
 time.sleep(600)
 """
