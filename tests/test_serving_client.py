@@ -14,7 +14,7 @@ import pytest
 
 from modicum.serving.client import Answer, Server, ServerGone
 from modicum.types import UserError
-from vllm_stub import Faults, Stub
+from vllm_stub import PREFIX, Faults, Stub
 
 PROMPT = [40, 41, 42, 43]
 LAYER = "model.layers.2."
@@ -156,7 +156,7 @@ def test_tensors_are_taken_and_the_version_with_them(
     assert before.logprobs == pytest.approx(scored(base, before), abs=1e-4)
     new = server.checksums()
     assert {name for name in sums if sums[name] != new[name]} == {
-        f"{LAYER}{name}"
+        f"{PREFIX}{LAYER}{name}"
         for name in (
             *("self_attn.qkv_proj.weight", "self_attn.qkv_proj.bias", "self_attn.o_proj.weight"),
             *("mlp.gate_up_proj.weight", "mlp.down_proj.weight"),
@@ -174,12 +174,12 @@ def test_checksums_are_of_the_bytes(stub: Stub, folders: dict[str, Path]) -> Non
     tensors = load_file(folders["qwen2"] / "model.safetensors")
     found = Server(stub.url).checksums()
     norm = hashlib.sha256(tensors["model.norm.weight"].tobytes()).hexdigest()
-    assert found["model.norm.weight"] == norm
+    assert found[f"{PREFIX}model.norm.weight"] == norm
     parts = [tensors[f"model.layers.0.self_attn.{n}_proj.weight"].tobytes() for n in "qkv"]
     joined = hashlib.sha256(b"".join(parts)).hexdigest()
-    assert found["model.layers.0.self_attn.qkv_proj.weight"] == joined
+    assert found[f"{PREFIX}model.layers.0.self_attn.qkv_proj.weight"] == joined
     table = tensors["model.embed_tokens.weight"].tobytes() + bytes(4 * 32 * (320 - 282))
-    assert found["model.embed_tokens.weight"] == hashlib.sha256(table).hexdigest()
+    assert found[f"{PREFIX}model.embed_tokens.weight"] == hashlib.sha256(table).hexdigest()
 
 
 def test_a_part_of_a_fused_layer_leaves_the_rest_undefined(

@@ -17,6 +17,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from modicum.serving import keeper
 from modicum.serving.client import Server, ServerGone, one_line
@@ -81,8 +82,8 @@ class Child:
 
     def __post_init__(self) -> None:
         self.process: subprocess.Popen[bytes] | None = None
-        own = f"modicum-{secrets.token_hex(4)}.log"
-        self._log = self.log or Path(tempfile.gettempdir(), own)
+        self._name = f"modicum-{secrets.token_hex(4)}"  # that no other server has
+        self._log = self.log or Path(tempfile.gettempdir(), f"{self._name}.log")
         self.restart()
 
     def restart(self) -> None:
@@ -91,7 +92,7 @@ class Child:
         atexit.register(self.close)
         try:
             for _ in range(TRIES):
-                if self._start(free_port(), f"modicum-{secrets.token_hex(4)}"):
+                if self._start(free_port()):
                     return
             raise UserError(f"vLLM found its port taken {TRIES} times; its log is {self._log}")
         except (UserError, OSError, KeyboardInterrupt):
@@ -110,10 +111,11 @@ class Child:
             if self.log is None:
                 self._log.unlink(missing_ok=True)
 
-    def arguments(self, port: int, name: str) -> list[str]:
+    def arguments(self, port: int) -> list[str]:
         """vLLM's own arguments."""
         told = {
-            **{"model": self.model, "served-model-name": name, "host": "127.0.0.1", "port": port},
+            **{"model": self.model, "served-model-name": self._name},
+            **{"host": "127.0.0.1", "port": port},
             # The log-probs of the distribution that is drawn from; no other settings than ours.
             **{"logprobs-mode": "processed_logprobs", "generation-config": "vllm"},
             **{"dtype": self.dtype, "gpu-memory-utilization": self.memory},
@@ -131,7 +133,7 @@ class Child:
         pairs = [text for key, value in told.items() for text in (f"--{key}", str(value))]
         return [*pairs, *flags, *self.more]
 
-    def _start(self, port: int, name: str) -> bool:
+    def _start(self, port: int) -> bool:
         """Start it and wait until it answers by its name; False if another program has its port."""
         python = self.python or os.environ.get(PYTHON)
         if not python:
@@ -139,19 +141,17 @@ class Child:
         kept = {key: text for key, text in os.environ.items() if key not in DROPPED}
         seen = {} if self.gpu is None else {VISIBLE: gpus(self.gpu, self.tensor_parallel)}
         command = [sys.executable, "-I", keeper.__file__, str(os.getpid())]
-        command += [python, "-m", MODULE, *self.arguments(port, name)]
-        how = {"stdin": subprocess.DEVNULL, "stderr": subprocess.STDOUT}
+        command += [python, "-m", MODULE, *self.arguments(port)]
+        how: dict[str, Any] = {"stdin": subprocess.DEVNULL, "stderr": subprocess.STDOUT}
+        how |= {"env": DEFAULTS | kept | GIVEN | seen, "start_new_session": True}
         with self._log.open("ab") as output:
             began = output.tell()
-            env = DEFAULTS | kept | GIVEN | seen
-            self.process = subprocess.Popen(
-                command, stdout=output, env=env, start_new_session=True, **how
-            )
+            self.process = subprocess.Popen(command, stdout=output, **how)
         self.server = Server(f"http://127.0.0.1:{port}", self.patience)
         until = time.monotonic() + self.start_seconds
         while self.process.poll() is None:
             with suppress(ServerGone):
-                if self.server.alive() and self.server.about()["model"] == name:
+                if self.server.alive() and self.server.about()["model"] == self._name:
                     return True
             if time.monotonic() > until:
                 limit = f"{self.start_seconds:g} s"

@@ -101,12 +101,8 @@ class Server:
         self._load(version, asked)
 
     def checksums(self) -> dict[str, str]:
-        """SHA-256 of the bytes of each of its tensors, by vLLM's names. Those of several devices begin
-        with the device."""
-        found = self._told("/weight_checker", "checksums", {"action": "checksum"})
-        names = {name: name.rpartition(":")[2].replace(".base_layer.", ".") for name in found}
-        one = len(set(names.values())) == len(names)
-        return {names[name] if one else name: digest for name, digest in found.items()}
+        """SHA-256 of the bytes of each of its tensors, by vLLM's names, which begin with the device."""
+        return self._told("/weight_checker", "checksums", {"action": "checksum"})
 
     def sleep(self) -> None:
         """Weights to the host's memory, the cache dropped, until `wake`: others may use the GPU."""
