@@ -119,14 +119,18 @@ def test_a_layer_is_published(server: Server, model: Any, tmp_path: Path) -> Non
     assert off(model, answers) < CLOSE
 
 
-@pytest.mark.parametrize("part", ["layers.5.self_attn.q_proj.weight", "layers.5.mlp.up_proj"])
+@pytest.mark.parametrize("part", ["self_attn.q_proj.weight", "mlp.up_proj"])
 def test_a_part_of_a_fused_layer_leaves_the_rest_undefined(
     server: Server, model: Any, tmp_path: Path, part: str
 ) -> None:
-    """The trap is still there, and the whole base mends what it broke."""
+    """The trap is still there, and the whole base mends what it broke. Of all layers: the memory that
+    one alone is given may happen to have what is right."""
     publish(server, whole(model), tmp_path / "base", "base")
     publish(server, moved(model, part), tmp_path / "part", "v1")
-    assert not off(model, drawn(server)) < 0.05
+    try:
+        assert off(model, drawn(server)) > 0.05
+    except UserError as error:
+        assert "draws from logits that are not numbers" in str(error)
     publish(server, whole(model), tmp_path / "again", "v2")
     assert off(model, drawn(server)) < CLOSE
 
