@@ -14,6 +14,7 @@ import argparse
 import json
 import sys
 import tempfile
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +48,7 @@ def put_back(server: Server, model: str) -> None:
         whole = Publication(publisher.tensors(publisher.modules))
         folder, _, _ = whole.write(Path(place) / "base")
         assert folder is not None
-        server.load_tensors(folder, "base")
+        Server(server.url).load_tensors(folder, "base")
 
 
 def measure(server: Server, model: str, text: str) -> dict[str, Any]:
@@ -98,13 +99,13 @@ def main() -> None:
     child = Child(locate(options.model).place, max_length=128, **given)
     made = []
     print("| update | sent as | bytes | s | mean nats |\n| --- | --- | --- | --- | --- |")
-    for name in options.only:
-        row = measure(child.server, options.model, updates.UPDATES[name].examples[0])
-        made.append(row)
-        shown = f"{max(row['nats']):.1e}" + " (tied head)" * row["tied"]
-        cells = f"{row['bytes']:,.0f} | {row['seconds']:.2f} | {shown}"
-        print(f"| `{row['update']}` | {row['sent']} | {cells} |", flush=True)
-    child.close()
+    with closing(child):
+        for name in options.only:
+            row = measure(child.server, options.model, updates.UPDATES[name].examples[0])
+            made.append(row)
+            shown = f"{max(row['nats']):.1e}" + " (tied head)" * row["tied"]
+            cells = f"{row['bytes']:,.0f} | {row['seconds']:.2f} | {shown}"
+            print(f"| `{row['update']}` | {row['sent']} | {cells} |", flush=True)
     HERE.joinpath("vllm.json").write_text(json.dumps(made, indent=1) + "\n")
 
 
