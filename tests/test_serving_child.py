@@ -311,12 +311,9 @@ def test_a_server_that_does_not_want_to_end(
 def test_the_keeper_ends_no_group_but_its_own(tmp_path: Path) -> None:
     """Started without a session of its own it makes one."""
     keeper = str(HERE.parent / "src" / "modicum" / "serving" / "keeper.py")
-    done = subprocess.run(
-        [sys.executable, "-I", keeper, str(shutil.which("true"))],
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == -signal.SIGKILL
-    assert done.stderr == "keeper: the program ended (0)\n"
+    pipe = subprocess.PIPE
+    command = [sys.executable, "-I", keeper, str(shutil.which("true"))]
+    with subprocess.Popen(command, stdin=pipe, stderr=pipe, text=True) as process:
+        assert process.stderr is not None
+        assert process.stderr.read() == "keeper: the program ended (0)\n"
+        assert process.wait() == -signal.SIGKILL
