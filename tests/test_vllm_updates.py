@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+import test_samplers
 from modicum.config import Compute
 from modicum.models.load import TINY
 from modicum.serving import sampler as served
@@ -123,3 +124,15 @@ def test_a_run_begins_and_ends_its_server(update: str, quick: Any) -> None:
     compute = Compute("cpu", sampler="vllm", agreement_every=1)
     result = train(replace(quick, model="tiny", update=update, compute=compute))
     assert result["agreement_proof"].startswith("in fp32 sampler, trainer and library differ")
+
+
+def test_the_contract_of_a_sampler(server: Server) -> None:
+    """That of test_samplers.py: lengths and ends, keys, temperatures, stop strings."""
+    made = policy_on(server, "lora(rank=2)")  # type: ignore[arg-type]
+    move(*made)
+    test_samplers.test_completions_come_in_order_and_whole(made)
+    test_samplers.test_log_probs_are_those_of_the_sampling_distribution(made, {"temperature": 0.7})
+    test_samplers.test_keys_decide_what_is_drawn(made)
+    test_samplers.test_temperature_zero_takes_the_most_probable_token(made)
+    test_samplers.test_it_follows_the_policy(made)
+    test_samplers.test_stop_strings_are_obeyed(made)
