@@ -46,7 +46,7 @@ def untied(folder: Path) -> str:
     """A random llama with the tiny base's tokenizer, in a folder that is made."""
     from transformers import AutoTokenizer
 
-    # vLLM's CPU build has no attention for heads of 16 numbers and fewer.
+    # With heads of 16 numbers vLLM's CPU build has died.
     random_model("llama", hidden_size=128, intermediate_size=128, head_dim=32).save_pretrained(
         folder
     )

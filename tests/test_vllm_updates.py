@@ -47,7 +47,7 @@ def child(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Child]:
         made = Child(
             **{"model": str(TINY), "dtype": "float32", "max_length": 128, "lora_rank": 16},
             log=tmp_path_factory.mktemp("vllm") / "log",
-            more=("--enforce-eager", "--block-size", "16"),  # so that prompts fill some
+            more=("--enforce-eager", "--block-size", "32"),  # so that prompts fill some
         )
         yield made
         made.close()
