@@ -18,6 +18,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from conftest import random_model
+from helpers import tensors_of
 from modicum import updates
 from modicum.config import Compute, Optimizer, Sampling
 from modicum.engine import Policy, policy_of
@@ -500,3 +501,20 @@ def test_what_vllm_would_read_otherwise_is_refused(folders: dict[str, Path]) -> 
     loaded.model.config.name_or_path = loaded.model.name_or_path = "gone"
     with pytest.raises(UserError, match="export --format merged"):
         policy_of(loaded, None, Compute(sampler="vllm"))
+
+
+@pytest.mark.parametrize("update", ["last(1)", "lora(rank=2)", "lisa(layers=1, every=1)"])
+def test_a_resumed_run_goes_on_with_a_server_that_has_nothing(
+    update: str, quick: Any, tmp_path: Path
+) -> None:
+    """All is sent again, so that the weights are those of the run that was not cut."""
+    ends = []
+    for name, cuts in (("uncut", []), ("cut", [2])):
+        with Stub(quick.model) as stub:
+            compute = Compute("cpu", sampler=f"server('{stub.url}')", agreement_every=1)
+            config = replace(quick, update=update, compute=compute, out=str(tmp_path / name))
+            for number, steps in enumerate([*cuts, 4]):
+                train(replace(config, steps=steps), resume=number > 0)
+                stub.restart()
+        ends.append(tensors_of(tmp_path / name))
+    assert ends[0] == ends[1]
