@@ -20,6 +20,10 @@ from modicum.updates.base import Prepared
 
 __all__ = ["Served", "Vllm", "parse"]
 
+ON_CPU = ("--enforce-eager", "--no-enable-chunked-prefill")
+"""Compiling takes minutes there, and a prompt that is run in parts ends vLLM 0.32 where requests have seeds
+("CPU Generator does not use offset")."""
+
 
 def served(loaded: Loaded, prepared: Prepared | None, rows: int, **how: Any) -> ServedSampler:
     """A sampler of a policy by servers."""
@@ -61,7 +65,7 @@ class Vllm(SamplerSettings):
             self.dtype or str(base.dtype).removeprefix("torch."),
             lora_rank=made.publisher.rank,
             gpu=loaded.device.index,
-            more=("--enforce-eager",) * (loaded.device.type == "cpu"),  # compiling takes minutes
+            more=ON_CPU * (loaded.device.type == "cpu"),
         )
         return made
 
