@@ -24,12 +24,12 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from modicum import recipes, runs
-from modicum.config import Compute, Optimizer, Sampling, Steps, TrainConfig
-from modicum.engine import Changed, Sampler
+from modicum.config import Compute, Optimizer, Steps, TrainConfig
+from modicum.engine import Asked, Changed, Groups, Sampler
 from modicum.models import decoder
 from modicum.training.loop import run_step
 from modicum.training.session import Session, prepare
-from modicum.types import Completion, RunStopped
+from modicum.types import RunStopped
 from modicum.updates.base import Swap
 
 RATES = {"full": 1e-6, "lora(rank=8)": 1e-5}
@@ -45,12 +45,11 @@ class Faulty(Sampler):
         self.past = Swap(session.prepared.active)
         self.past.keep()
 
-    def sample(
-        self, prompts: Any, keys: Any, group_size: int, sampling: Sampling, *rest: Any, **named: Any
-    ) -> list[tuple[Completion, ...]]:
+    def sample(self, asked: Asked) -> Groups:
+        sampling = asked.sampling
         with self.around() as changes:
             used = replace(sampling, **changes)
-            found = self.inner.sample(prompts, keys, group_size, used, *rest, **named)
+            found = self.inner.sample(replace(asked, sampling=used))
         version = self.session.policy.changed.version
         origin = replace(
             found[0][0].origin,  # type: ignore[type-var]

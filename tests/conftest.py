@@ -7,7 +7,7 @@ import os
 import shutil
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -111,7 +111,6 @@ def quick(folders: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPa
     from modicum import rewards
     from modicum.config import Held, Records, Sampling, Steps, TrainConfig
 
-    @dataclass(frozen=True)
     class Digits(rewards.Term):
         name: ClassVar[str] = "digits"
 

@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Callable, Sequence
 from copy import deepcopy
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from typing import Any, ClassVar
 from urllib.request import urlopen
@@ -19,7 +18,7 @@ import torch
 from safetensors.torch import load, save
 
 from modicum.config import Compute, Sampling
-from modicum.engine import Changed, Engine, Sampler
+from modicum.engine import Asked, Changed, Engine, Groups, Sampler
 from modicum.engine.policy import make
 from modicum.engine.samplers import LocalSampler, SamplerSettings
 from modicum.models.load import Loaded
@@ -49,7 +48,8 @@ class Server(HTTPServer):
     def sample(self, body: bytes) -> bytes:
         asked = json.loads(body)
         prompts, keys = ([tuple(item) for item in asked[name]] for name in ("prompts", "keys"))
-        groups = self.sampler.sample(prompts, keys, asked["n"], Sampling(**asked["sampling"]))
+        sampling = Sampling(**asked["sampling"])
+        groups = self.sampler.sample(Asked(prompts, keys, asked["n"], sampling))
         rows = [
             [[c.tokens, c.logprobs, c.text, c.finished, asdict(c.origin)] for c in group]
             for group in groups
@@ -82,19 +82,11 @@ class HttpSampler(Sampler):
         with urlopen(f"http://{host!s}:{port}/{what}", body, timeout=60) as answer:
             return answer.read()
 
-    def sample(
-        self,
-        prompts: Sequence[tuple[int, ...]],
-        keys: Sequence[tuple[object, ...]],
-        group_size: int,
-        sampling: Sampling,
-        keep_trunk: bool = False,
-        progress: Callable[[int], None] | None = None,
-    ) -> list[tuple[Completion, ...]]:
-        asked = {"prompts": prompts, "keys": keys, "n": group_size, "sampling": asdict(sampling)}
-        rows = json.loads(self._ask("sample", json.dumps(asked).encode()))
-        if progress is not None:
-            progress(len(rows))
+    def sample(self, asked: Asked) -> Groups:
+        told = {"prompts": asked.prompts, "keys": asked.keys, "n": asked.group_size}
+        body = json.dumps(told | {"sampling": asdict(asked.sampling)})
+        rows = json.loads(self._ask("sample", body.encode()))
+        asked.progress(len(rows))
         return [
             tuple(
                 Completion(tuple(t), tuple(p), text, done, origin=Origin(**origin))
@@ -108,7 +100,6 @@ class HttpSampler(Sampler):
         self._ask("weights", save(tensors))
 
 
-@dataclass(frozen=True)
 class Http(SamplerSettings):
     """A server in a thread."""
 

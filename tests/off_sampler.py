@@ -4,7 +4,7 @@ What it says of token t is log o + by x (1, -2, 0)[t % 3], with o what the train
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, ClassVar
 
 from modicum.engine import Engine
@@ -32,7 +32,6 @@ class OffSampler(LocalSampler):
         return {"time/sync_seconds": 0.25, "sync/bytes": 1024}
 
 
-@dataclass(frozen=True)
 class Off(SamplerSettings):
     """Off by so many nats."""
 

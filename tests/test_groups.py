@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, ClassVar
@@ -16,6 +16,7 @@ from helpers import metrics_of, tensors_of
 from modicum import draws, rewards, runs
 from modicum.config import Held, Optimizer, Sampling, Steps, TrainConfig
 from modicum.draws import All, Filter, Refill, Taken
+from modicum.engine.base import Asked
 from modicum.engine.samplers import LocalSampler
 from modicum.objectives import OBJECTIVES, parse
 from modicum.training import rollout, step
@@ -27,7 +28,6 @@ from modicum.types import Completion, Group, Problem, UserError
 T, F = True, False
 
 
-@dataclass(frozen=True)
 class Even(rewards.Term):
     """1 for a completion of which the first digit is even: seldom the same in a whole group."""
 
@@ -339,9 +339,9 @@ def test_problems_and_noise_go_on_within_a_step_and_after_it(
     asked: list[tuple[Any, ...]] = []
     real = LocalSampler.sample
 
-    def sample(self: LocalSampler, prompts: Any, keys: Any, *rest: Any) -> Any:
-        asked.extend((key, rest[2]) for key in keys)
-        return real(self, prompts, keys, *rest)
+    def sample(self: LocalSampler, told: Asked) -> Any:
+        asked.extend((key, told.keep_trunk) for key in told.keys)
+        return real(self, told)
 
     monkeypatch.setattr(LocalSampler, "sample", sample)
     config = chosen(replace(rated, steps=2), groups="refill(max_draws=2)")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import pytest
@@ -461,7 +461,6 @@ def test_the_example_of_a_member(name: str) -> None:
     check_example(name)
 
 
-@dataclass(frozen=True)
 class GrpoOfAll(Grpo):
     """Planted: the deviation over G in place of G - 1."""
 
@@ -471,7 +470,6 @@ class GrpoOfAll(Grpo):
         return centred(rewards_PG)[0] / (rewards_PG.std(1, correction=0, keepdim=True) + 1e-4)
 
 
-@dataclass(frozen=True)
 class DapoByRows(Dapo):
     """Planted: each completion counts the same."""
 
@@ -481,7 +479,6 @@ class DapoByRows(Dapo):
         return Grpo.weights(lengths_R, counts)
 
 
-@dataclass(frozen=True)
 class GspoByTokens(Gspo):
     """Planted: the ratio of each token."""
 
@@ -531,7 +528,6 @@ def test_chunks_end_at_row_ends() -> None:
     assert list(chunks(0, 4)) == []
 
 
-@dataclass(frozen=True)
 class Stepped(Grpo):
     """An advantage for each token: the first gets all of it."""
 

@@ -12,6 +12,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from conftest import random_model
 from modicum import cli
 from modicum.config import Compute, Sampling
+from modicum.engine.base import Asked
 from modicum.engine.library import Abilities, LibraryEngine
 from modicum.engine.logprobs import logprobs
 from modicum.engine.policy import make
@@ -100,8 +101,9 @@ def test_log_probs_are_those_of_the_plain_forward(
     tokenizer = type("Texts", (), {"batch_decode": lambda self, rows, **_: [""] * len(rows)})()
     sampling = Sampling(max_tokens=6)
     keys = [("key", number) for number in range(3)]
+    asked = Asked(PROMPTS, keys, 4, sampling)
     # Rows end at different lengths: every second token is an end.
-    groups = LocalSampler(engine, tokenizer, range(0, 282, 4)).sample(PROMPTS, keys, 4, sampling)
+    groups = LocalSampler(engine, tokenizer, range(0, 282, 4)).sample(asked)
     assert len({len(c.tokens) for group in groups for c in group}) > 1
     rows = [
         Row(p, c.tokens, c.logprobs, 0.0)

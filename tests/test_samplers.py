@@ -16,7 +16,7 @@ from helpers import metrics_of, tensors_of
 from http_sampler import Http, HttpSampler, Server
 from modicum import updates
 from modicum.config import Compute, Sampling
-from modicum.engine import Changed, Policy, policy_of, samplers
+from modicum.engine import Asked, Changed, Policy, policy_of, samplers
 from modicum.engine.logprobs import logprobs
 from modicum.engine.samplers import SAMPLERS
 from modicum.models.load import TINY, load
@@ -275,9 +275,8 @@ def test_a_server_that_goes_on_after_a_stop_string_is_found(
 ) -> None:
     begin = HttpSampler.sample
 
-    def heedless(self: HttpSampler, *args: Any, **options: Any) -> Any:
-        prompts, keys, size, sampling, *rest = args
-        return begin(self, prompts, keys, size, replace(sampling, stop=()), *rest, **options)
+    def heedless(self: HttpSampler, asked: Asked) -> Any:
+        return begin(self, replace(asked, sampling=replace(asked.sampling, stop=())))
 
     monkeypatch.setattr(HttpSampler, "sample", heedless)
     digits = replace(quick.sampling, stop=tuple("0123456789"))

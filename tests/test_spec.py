@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import warnings
-from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, get_args, get_origin, get_type_hints
 
 import pytest
@@ -24,7 +23,6 @@ PARSERS = {
 }
 
 
-@dataclass(frozen=True)
 class Member(spec.Spec):
     """A member with an argument of every type."""
 
@@ -38,7 +36,6 @@ class Member(spec.Spec):
     limit: int | None = None
 
 
-@dataclass(frozen=True)
 class Many(spec.Spec):
     """A member with any number of arguments."""
 

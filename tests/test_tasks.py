@@ -9,7 +9,6 @@ import ast
 import itertools
 import random
 from collections import Counter
-from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any, ClassVar
 
@@ -272,7 +271,6 @@ def test_countdown_of_three_is_solvable() -> None:
 def test_a_task_without_a_problem_for_the_split_is_an_error() -> None:
     draft = Problem("the only one", "What is 1+1?", "2", 1.0, {})
 
-    @dataclass(frozen=True)
     class Tiny(Procedural):
         name: ClassVar[str] = "tiny"
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from math import sqrt
 from pathlib import Path
 from typing import Any
@@ -324,7 +324,6 @@ def test_an_optimizer_takes_any_update() -> None:
     assert isinstance(whole.rule, Sgd) and not whole.frozen
 
 
-@dataclass(frozen=True)
 class Own(Method):
     """A method that brings an optimizer."""
 

@@ -161,6 +161,7 @@ class Weights:
         import torch
 
         from modicum.config import Sampling
+        from modicum.engine.base import Asked
         from modicum.engine.policy import make
         from modicum.engine.samplers import LocalSampler
 
@@ -176,7 +177,7 @@ class Weights:
             stop=tuple(asked.get("stop") or ()),
         )
         seed = asked["seed"] if asked.get("seed") is not None else random.random()
-        ((made,),) = sampler.sample([prompt], [("vllm", seed)], 1, sampling)
+        ((made,),) = sampler.sample(Asked([prompt], [("vllm", seed)], 1, sampling))
         return list(made.tokens), list(made.logprobs), made.finished
 
     def checksums(self, packed: bool = False) -> dict[str, str]:

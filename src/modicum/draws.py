@@ -9,12 +9,11 @@ with probability p, a group of G has one with probability
 draw and never by what has ended first, and that all that is generated is counted as spent."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from statistics import fmean
 from typing import ClassVar, NamedTuple
 
 from modicum.limits import Positive
-from modicum.spec import Named, build
+from modicum.spec import Spec, build
 
 
 class Taken(NamedTuple):
@@ -28,7 +27,7 @@ class Taken(NamedTuple):
 EVERYTHING = Taken()
 
 
-class Groups(Named):
+class Groups(Spec):
     """A choice of the groups that are trained, in the order in which they were drawn."""
 
     selects: ClassVar[bool] = True  # whether groups may be left out
@@ -47,7 +46,6 @@ class Groups(Named):
         return count
 
 
-@dataclass(frozen=True)
 class All(Groups):
     """Every group that was drawn."""
 
@@ -57,12 +55,10 @@ class All(Groups):
         return list(range(len(signals)))
 
 
-@dataclass(frozen=True)
 class Filter(Groups):
     """Those with a signal, of one draw."""
 
 
-@dataclass(frozen=True)
 class Refill(Groups):
     """Those with a signal, of draws that go on until there are enough."""
 

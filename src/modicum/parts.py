@@ -180,8 +180,7 @@ def past_bases(folder: Path, config: TrainConfig, model: str = "", base: str = "
 
 def began(folder: Path) -> dict[str, Any]:
     """What a run has written of its beginning; nothing where there is no such file."""
-    path = folder / ENVIRONMENT
-    return runs.read_object(path) if path.is_file() else {}
+    return runs.read_object(folder / ENVIRONMENT, optional=True)
 
 
 def base_of(folder: Path) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from functools import lru_cache
 from typing import Any, ClassVar
 
 from modicum.limits import MAX_FLOAT, check_limits
-from modicum.types import UserError
+from modicum.types import Frozen, UserError
 
 MAX_LENGTH = 2000
 PATH_LIKE = re.compile(r"[(=,]\s*(~|\.{0,2}[/\\]\w|\w:\\)")
@@ -34,12 +34,18 @@ JOIN: dict[type[ast.operator], tuple[str, Callable[[Any, Any], Any]]] = {
 }
 
 
+@typing.dataclass_transform(frozen_default=True, field_specifiers=(dataclasses.field,))
 class Spec:
-    """Base of everything that has an expression: a frozen dataclass with a `name`. A field named in
-    `varargs` takes all positional arguments (`layers(10, 11)`)."""
+    """Base of everything that has an expression: every class below it is a dataclass, frozen unless
+    it says `frozen=False`, and has the name of its class, unless it says another: `DrGrpo` is
+    `dr_grpo`. A field named in `varargs` takes all positional arguments (`layers(10, 11)`)."""
 
     name: ClassVar[str]
     varargs: ClassVar[str | None] = None
+
+    def __init_subclass__(cls, frozen: bool = True) -> None:
+        cls.name = vars(cls).get("name", re.sub("(?<!^)([A-Z])", r"_\1", cls.__name__).lower())
+        dataclasses.dataclass(frozen=frozen, eq=frozen)(cls)
 
     def __post_init__(self) -> None:
         check_limits(self, f"{self.name}: ")
@@ -57,13 +63,6 @@ class Spec:
             elif value != field.default:
                 shown.append(f"{field.name}={value!r}")
         return f"{self.name}({', '.join(shown)})" if shown else self.name
-
-
-class Named(Spec):
-    """One with the name of its class, unless that says another: `DrGrpo` is `dr_grpo`."""
-
-    def __init_subclass__(cls) -> None:
-        cls.name = vars(cls).get("name", re.sub("(?<!^)([A-Z])", r"_\1", cls.__name__).lower())
 
 
 @lru_cache(maxsize=256)
@@ -138,8 +137,7 @@ def _parsed(kind: str, text: str, code: str) -> ast.expr:
         raise UserError(f"{kind} {text!r} does not parse: {detail}") from None
 
 
-@dataclasses.dataclass(frozen=True)
-class _Builder:
+class _Builder(Frozen):
     kind: str
     text: str
     members: Mapping[str, type]

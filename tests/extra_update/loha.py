@@ -7,7 +7,6 @@ at zero; what their gradients sum up to in a turn is evidence.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
@@ -48,7 +47,6 @@ class Products(Turns):
         return self.products
 
 
-@dataclass(frozen=True)
 class LoHa(Adapter):
     """The change of a weight is the product, number by number, of two of low rank."""
 

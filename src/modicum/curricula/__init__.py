@@ -8,7 +8,6 @@ To add one: by rank a `window`, over arms `choose` and what it keeps; its row in
 in docs/curricula.md, and in tests/test_curricula.py an example worked out by hand, which the
 contract suite compares. u is how much of a run is behind it, from 0 to 1."""
 
-from dataclasses import dataclass
 from typing import Annotated, ClassVar
 
 from modicum.curricula.base import Curriculum, Measure, Order, permute
@@ -30,7 +29,6 @@ class UniformOrder(Order):
         return {}
 
 
-@dataclass(frozen=True)
 class Uniform(Curriculum):
     """The task's own order: every problem, and every level, as likely as any other."""
 
@@ -38,7 +36,6 @@ class Uniform(Curriculum):
         return UniformOrder(task, seed)
 
 
-@dataclass(frozen=True)
 class EasyToHard(ByRank):
     """The easiest part of the problems first, a harder part with every stage.
 
@@ -62,14 +59,12 @@ class EasyToHard(ByRank):
         return 0 if self.cumulative else start, end
 
 
-@dataclass(frozen=True)
 class HardToEasy(EasyToHard):
     """The hardest part of the problems first: `easy_to_hard` with the ranks turned round."""
 
     hard_first: ClassVar[bool] = True
 
 
-@dataclass(frozen=True)
 class Competence(ByRank):
     """The problems up to a rank that grows with every step, all of them alike.
 
@@ -91,7 +86,6 @@ class Competence(ByRank):
         return 0, max(1, int(self.share(progress) * size + 1e-9))
 
 
-@dataclass(frozen=True)
 class Placebo(Curriculum):
     """A curriculum whose difficulties have changed places: `placebo(easy_to_hard(stages=2))`.
 

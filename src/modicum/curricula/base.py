@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
 from modicum.runs import file_hash, read_object
-from modicum.spec import Named
+from modicum.spec import Spec
 from modicum.tasks.base import Task, stream
 from modicum.types import Problem, UserError
 
@@ -85,7 +85,7 @@ def as_count(value: Any, below: float = float("inf")) -> int:
     return value
 
 
-class Curriculum(Named, ABC):
+class Curriculum(Spec, ABC):
     """Chooses the problems of every step.
     One with a field `difficulty` goes by a file of `modicum difficulty` where it names one."""
 

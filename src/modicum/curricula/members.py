@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from random import Random
 from typing import Annotated, ClassVar, Literal
 
@@ -18,7 +17,6 @@ Weight = Annotated[float, Limits(0, 1000)]
 SCALE, SPREAD = 100.0, 10.0  # of difficulties, and the least that they span, for adarft
 
 
-@dataclass(frozen=True)
 class E2H(ByArm):
     """Every level with a chance that moves from the easy ones to the hard ones.
 
@@ -71,7 +69,6 @@ def informative(memory: Memory, group: int) -> float:
 WEIGHTS = {"learnability": learnability, "informative": informative}
 
 
-@dataclass(frozen=True)
 class Bandit(ByArm):
     """The level whose pass rate seems nearest to one half, by Thompson sampling.
 
@@ -113,7 +110,6 @@ class ByVisit(ByArm):
         return top[np.argsort(-keys[top])].tolist()
 
 
-@dataclass(frozen=True)
 class Prioritized(ByVisit):
     """Problems whose pass rate seems to be near one half, and a share `explore` of all alike.
 
@@ -131,7 +127,6 @@ class Prioritized(ByVisit):
         return WEIGHTS[self.weight](memory, group)
 
 
-@dataclass(frozen=True)
 class Pools(ByVisit):
     """Problems weighed by how many of a group were right when they were last seen.
 
@@ -156,7 +151,6 @@ class Pools(ByVisit):
         return self.hard if memory[0] <= 0.25 else self.medium if memory[0] <= 0.75 else self.easy
 
 
-@dataclass(frozen=True)
 class AdaRFT(ByArm):
     """The problems nearest to a difficulty that rises while more than `beta` of the answers is right.
 

@@ -4,7 +4,9 @@
 stretches of layers (`split`), or whole (`library`).
 """
 
-from modicum.engine.base import Changed, Engine, Sampler, Scorer, Trunk
+from modicum.engine.base import Asked, Changed, Engine, Groups, Sampler, Scorer, Trunk
 from modicum.engine.policy import Policy, make, policy_of
 
-__all__ = ["Changed", "Engine", "Policy", "Sampler", "Scorer", "Trunk", "make", "policy_of"]
+__all__ = [
+    "Asked", "Changed", "Engine", "Groups", "Policy", "Sampler", "Scorer", "Trunk", "make", "policy_of",
+]  # fmt: skip

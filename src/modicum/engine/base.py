@@ -22,6 +22,20 @@ from modicum.types import Completion, Frozen, Row
 
 Prompt = tuple[int, ...]
 Prompts = Sequence[Prompt]
+Keys = Sequence[tuple[object, ...]]
+Groups = list[tuple[Completion, ...]]
+
+
+class Asked(Frozen):
+    """`group_size` completions for every prompt. `keys[p]` names prompt p's noise: the same keys and
+    weights give the same completions. `progress` is told the number of finished prompts."""
+
+    prompts: Prompts
+    keys: Keys
+    group_size: int
+    sampling: Sampling
+    keep_trunk: bool = False
+    progress: Callable[[int], None] = lambda done: None
 
 
 class Trunk(Frozen):
@@ -82,23 +96,14 @@ class Sampler(ABC):
     """What was last proved of weights that are elsewhere, in words."""
 
     @abstractmethod
-    def sample(
-        self,
-        prompts: Prompts,
-        keys: Sequence[tuple[object, ...]],
-        group_size: int,
-        sampling: Sampling,
-        keep_trunk: bool = False,
-        progress: Callable[[int], None] | None = None,
-    ) -> list[tuple[Completion, ...]]:
-        """`group_size` completions for every prompt, in order, with their log-probs.
+    def sample(self, asked: Asked) -> Groups:
+        """The completions, in the order of the prompts, with their log-probs.
 
-        `keys[p]` names prompt p's noise: the same keys and weights give the same completions.
         Each says its `origin`: the version of the weights that it was drawn from, taken of these
         weights themselves, and the settings of the distribution.
         A completion ends with an end token, or the token that completes a string of
-        `sampling.stop` as `engine.text.Texts` tells it, which also cuts the text. `progress` is
-        told the number of finished prompts. Temperature 0 takes the most probable token."""
+        `sampling.stop` as `engine.text.Texts` tells it, which also cuts the text. Temperature 0
+        takes the most probable token."""
 
     @abstractmethod
     def follow(self, changed: Changed) -> None:

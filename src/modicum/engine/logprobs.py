@@ -66,31 +66,22 @@ def backward(
     added to every `grad` of the head and of what `hidden_NH` came from. With `row_ends`
     parts end there only, for a loss that needs whole rows. With `entropy_learns` it is
     `loss(logprob, part, entropy)`, and the entropy has a gradient too."""
-    parts = chunks(len(token_N), chunk_size(scorer), row_ends)
-    given = scorer, hidden_NH, token_N, sampling, loss, entropy_learns
-    found = [of_part(part, *given) for part in parts]
+
+    def of_part(part: slice) -> tuple[Tensor, Tensor, Tensor | None]:
+        """As far as the hidden states, whose gradient is the last."""
+        leaf = hidden_NH[part].detach().requires_grad_(hidden_NH.requires_grad)
+        both = token_logprobs(scorer.logits(leaf), token_N[part], sampling, entropy_learns)
+        logprob, entropy = both
+        if not logprob.requires_grad:
+            raise UserError("nothing of what trains takes part in what the model makes of a text")
+        loss(logprob, part, *([entropy] if entropy_learns else [])).backward()
+        return logprob.detach(), entropy.detach(), leaf.grad
+
+    found = [of_part(part) for part in chunks(len(token_N), chunk_size(scorer), row_ends)]
     logprobs, entropies, gradients = zip(*found, strict=True)
     if hidden_NH.requires_grad:
         hidden_NH.backward(torch.cat(gradients))
     return torch.cat(logprobs), torch.cat(entropies)
-
-
-def of_part(
-    part: slice,
-    scorer: Scorer,
-    hidden_NH: Tensor,
-    token_N: Tensor,
-    sampling: Sampling,
-    loss: Loss,
-    entropy_learns: bool = False,
-) -> tuple[Tensor, Tensor, Tensor | None]:
-    """`backward` for one part, as far as its hidden states: log-prob, entropy, their gradient."""
-    leaf = hidden_NH[part].detach().requires_grad_(hidden_NH.requires_grad)
-    logprob, entropy = token_logprobs(scorer.logits(leaf), token_N[part], sampling, entropy_learns)
-    if not logprob.requires_grad:
-        raise UserError("nothing of what trains takes part in what the model makes of a text")
-    loss(logprob, part, *([entropy] if entropy_learns else [])).backward()
-    return logprob.detach(), entropy.detach(), leaf.grad
 
 
 def chunk_size(scorer: Scorer) -> int:

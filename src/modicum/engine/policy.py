@@ -10,7 +10,7 @@ from torch import nn
 
 from modicum.config import Compute, Sampling
 from modicum.engine import samplers
-from modicum.engine.base import Changed, Engine, Prompts, Sampler, Scorer
+from modicum.engine.base import Asked, Changed, Engine, Groups, Keys, Prompts, Sampler, Scorer
 from modicum.engine.library import LibraryEngine
 from modicum.engine.probe import probe
 from modicum.engine.split import SplitEngine
@@ -39,19 +39,13 @@ class Policy:
     """What was last told to sampler and scorer."""
     ledger: dict[str, dict[str, int]] = field(default_factory=dict)
     """Completions and tokens that were generated, by the first word of their keys."""
-    draw: Callable[..., list[tuple[Completion, ...]]] | None = None
+    draw: Callable[..., Groups] | None = None
     """What asks this sampler and those of other processes, if there are any."""
 
     def sample(
-        self,
-        prompts: Prompts,
-        keys: Sequence[tuple[object, ...]],
-        group_size: int,
-        sampling: Sampling,
-        keep_trunk: bool = False,
-        progress: Callable[[int], None] | None = None,
-    ) -> list[tuple[Completion, ...]]:
-        """`group_size` completions for every prompt (see `Sampler.sample`).
+        self, prompts: Prompts, keys: Keys, group_size: int, sampling: Sampling, **more: Any
+    ) -> Groups:
+        """`group_size` completions for every prompt (see `Sampler.sample`), `more` as in `Asked`.
 
         Unset stop strings become those that the prompt invites, and texts begin with the
         thinking that their prompt has opened. Raises UserError when a prompt and a completion
@@ -59,7 +53,7 @@ class Policy:
         check_length(prompts, self.model, sampling)
         told = replace(sampling, stop=stops(self.tokenizer, sampling))
         draw = partial(self.draw, self.sampler.sample) if self.draw else self.sampler.sample
-        groups = draw(prompts, keys, group_size, told, keep_trunk, progress)
+        groups = draw(Asked(prompts, keys, group_size, told, **more))
         for key, group in zip(keys, groups, strict=True):
             self.move(str(key[0]), group)
         pairs = zip(prompts, groups, strict=True)

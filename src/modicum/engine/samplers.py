@@ -8,7 +8,7 @@ Shapes: P prompt, G member, B living row, R = P x G rows begun, T token, V vocab
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -18,7 +18,7 @@ from torch import Tensor
 
 from modicum import machine, spec
 from modicum.config import Compute, Sampling
-from modicum.engine.base import Changed, Decoding, Engine, Prompts, Sampler, Scorer
+from modicum.engine.base import Asked, Changed, Decoding, Engine, Groups, Prompts, Sampler, Scorer
 from modicum.engine.sampling import choose, distribution, noise
 from modicum.engine.split import SplitEngine, way_for
 from modicum.engine.text import Texts
@@ -68,19 +68,12 @@ class LocalSampler(Sampler):
         if (copy := self.engine.weight_copy) is not None:
             copy.check()
 
-    def sample(
-        self,
-        prompts: Prompts,
-        keys: Sequence[tuple[object, ...]],
-        group_size: int,
-        sampling: Sampling,
-        keep_trunk: bool = False,
-        progress: Callable[[int], None] | None = None,
-    ) -> list[tuple[Completion, ...]]:
+    def sample(self, asked: Asked) -> Groups:
         """Completions of every prompt; the member is added to its key in the noise table."""
+        prompts, group_size, sampling = asked.prompts, asked.group_size, asked.sampling
         engine, limit = self.engine, sampling.max_tokens
         most = num_trunk_bytes(engine, prompts, group_size, limit)
-        keep = keep_trunk and most <= self.trunk_bytes
+        keep = asked.keep_trunk and most <= self.trunk_bytes
         settings = (sampling.temperature, sampling.top_p, sampling.top_k)
         origin = Origin(self._version(), *settings)
         texts = Texts(self.tokenizer, self.end_tokens, sampling.stop or ())
@@ -91,7 +84,7 @@ class LocalSampler(Sampler):
                 least = min(len(prompts[number]) for number in left)
                 left = [number for number in left if len(prompts[number]) == least]
             part = left[: max(1, self.rollout_batch // group_size)]
-            rows = [(*keys[number], member) for number in part for member in range(group_size)]
+            rows = [(*asked.keys[n], member) for n in part for member in range(group_size)]
             try:
                 table = np.stack([noise(row, limit) for row in rows])
                 uniforms_RT = torch.from_numpy(table).to(engine.device)
@@ -118,8 +111,7 @@ class LocalSampler(Sampler):
                 ]
                 for place, number in enumerate(part):
                     groups[number] = tuple(made[place * group_size :][:group_size])
-                if progress is not None:
-                    progress(len(groups))
+                asked.progress(len(groups))
                 continue
             machine.drop_caches()  # now that nothing holds what was made
         return [groups[number] for number in range(len(prompts))]
@@ -186,7 +178,7 @@ def ends_within(texts: Texts, written: list[int], tokens: Sequence[int]) -> bool
     return False
 
 
-class SamplerSettings(spec.Named, ABC):
+class SamplerSettings(spec.Spec, ABC):
     """Settings that begin a sampler; `in_process` is the sampler's."""
 
     in_process: ClassVar[bool] = False
@@ -199,7 +191,6 @@ class SamplerSettings(spec.Named, ABC):
         it trains."""
 
 
-@dataclass(frozen=True)
 class Local(SamplerSettings):
     """This process, token by token, with the engine that trains."""
 

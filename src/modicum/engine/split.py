@@ -32,11 +32,6 @@ Step = Callable[[Tensor], tuple[Tensor, Tensor]]
 WARM = 2  # steps that are run as they are before one is captured
 
 
-def plain(step: Step, token_N: Tensor, shape: Any) -> tuple[Tensor, Tensor]:
-    """A step as it is."""
-    return step(token_N)
-
-
 class Graph:
     """Captures a step of each shape, after two that are run as they are, and replays it. What it
     gives is overwritten by the next step. While `shape` stays, so must all tensors that it reads and
@@ -75,10 +70,10 @@ class Way(NamedTuple):
     """One way of decoding."""
 
     plan: type[Cache]
-    begin: Callable[[], Callable[..., tuple[Tensor, Tensor]]]  # what runs a step
+    graph: type[Graph] | None = None  # what replays a step; None: steps are run as they are
 
 
-GROWING, FIXED, REPLAYED = Way(Cache, lambda: plain), Way(Static, lambda: plain), Way(Static, Graph)
+GROWING, FIXED, REPLAYED = Way(Cache), Way(Static), Way(Static, Graph)
 
 
 def way_for(decoder: Decoder, device: torch.device, graphs: bool | None = None) -> Way:
@@ -181,7 +176,7 @@ class SplitDecoding(Decoding):
         lengths = [len(prompt) for prompt in prompts]
         self.group_size = group_size
         self.cache = engine.way.plan(lengths, group_size, max_tokens, device)
-        self.run = engine.way.begin()
+        self.graph = engine.way.graph() if engine.way.graph else None
         plan = Packed(lengths, [], [], device, self.cache)
         ids_N = torch.tensor([t for prompt in prompts for t in prompt], device=device)
         positions_N, stop = plan.positions_N, engine.lowest if keep else 0
@@ -202,7 +197,10 @@ class SplitDecoding(Decoding):
     def advance(self, token_B: Tensor) -> None:
         cache = self.cache
         cache.advance()
-        entering_NH, logits_NV = self.run(self._step, cache.spread(token_B), cache.shape)
+        if self.graph is None:
+            entering_NH, logits_NV = self._step(cache.spread(token_B))
+        else:
+            entering_NH, logits_NV = self.graph(self._step, cache.spread(token_B), cache.shape)
         if self.states_STH is not None:
             self.states_STH[self.row_B, cache.length - 1] = cache.living(entering_NH)
         self.logits_BV = cache.living(logits_NV)

@@ -10,7 +10,7 @@ hand, which the contract suite compares. docs/objectives.md explains them side b
 
 import re
 from collections.abc import Hashable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Annotated, ClassVar, Literal
 
 import torch
@@ -29,14 +29,12 @@ WIDTH = 256  # of the hidden layer of an mlp, unless it says another
 MOST_RATIO = 1e4  # of a token that is masked by its probability and not by its ratio
 
 
-@dataclass(frozen=True)
 class Grpo(Clipping):
     """GRPO (arXiv 2402.03300): over the group's standard deviation, mean over each completion."""
 
     weights = staticmethod(parts.row_mean)
 
 
-@dataclass(frozen=True)
 class DrGrpo(Clipping):
     """Dr. GRPO (arXiv 2503.20783): no deviation, a constant length instead of each row's own."""
 
@@ -44,21 +42,18 @@ class DrGrpo(Clipping):
     weights = staticmethod(parts.longest_mean)
 
 
-@dataclass(frozen=True)
 class Dapo(Clipping):
     """DAPO's loss (arXiv 2503.14476): mean over all tokens of the batch, a wider clip upwards."""
 
     clip_high: Above = 0.28
 
 
-@dataclass(frozen=True)
 class Rloo(DrGrpo):
     """RLOO (arXiv 2402.14740): against the mean of the other completions, a constant length."""
 
     advantages = staticmethod(parts.leave_one_out)
 
 
-@dataclass(frozen=True)
 class Maxrl(Clipping):
     """MaxRL (arXiv 2602.02710): over the group's mean, so that a rare success counts most."""
 
@@ -66,7 +61,6 @@ class Maxrl(Clipping):
     advantages = staticmethod(parts.over_mean)
 
 
-@dataclass(frozen=True)
 class Gspo(Clipping):
     """GSPO: the ratio of a completion is the geometric mean over its tokens.
 
@@ -88,7 +82,6 @@ class Gspo(Clipping):
         return (sums_R / size_R)[row_N]
 
 
-@dataclass(frozen=True)
 class Cispo(Objective):
     """CISPO (arXiv 2506.13585): -sg[min(rho, cap)] A log pi; no token loses its gradient."""
 
@@ -99,7 +92,6 @@ class Cispo(Objective):
         return capped_N * tokens.advantages_N * policy_N, ratio_N > self.cap
 
 
-@dataclass(frozen=True)
 class Sapo(Objective):
     """SAPO (arXiv 2511.20347): -(4 / tau) sigma(tau (rho - 1)) A, a gate in the place of a clip."""
 
@@ -113,7 +105,6 @@ class Sapo(Objective):
         return gate_N * tokens.advantages_N, torch.zeros_like(up_N)
 
 
-@dataclass(frozen=True)
 class Ipo(Objective):
     """IPO of prime-rl: -rho A where |pi - pi_old| <= eps, else 0; no preference loss."""
 
@@ -131,7 +122,6 @@ class Ipo(Objective):
         return (capped_N * tokens.advantages_N).masked_fill(masked_N, 0.0), masked_N
 
 
-@dataclass(frozen=True)
 class Dppo(Ipo):
     """DPPO (arXiv 2602.04879, binary): as `ipo`, but masks only what A would push further."""
 
@@ -141,7 +131,6 @@ class Dppo(Ipo):
         return change_N * advantages_N.sign() > self.eps
 
 
-@dataclass(frozen=True)
 class ReinforcePp(Clipping):
     """REINFORCE++ (arXiv 2501.03262): r - beta sum_{s >= t} k1_s, whitened over the batch."""
 
@@ -152,7 +141,6 @@ class ReinforcePp(Clipping):
     kl_form: KlForm = field(default="k1_reward", kw_only=True)
 
 
-@dataclass(frozen=True)
 class ReinforcePpBaseline(Clipping):
     """REINFORCE++-baseline (arXiv 2501.03262): less the group's mean, whitened over the batch."""
 
@@ -162,7 +150,6 @@ class ReinforcePpBaseline(Clipping):
     kl_form: KlForm = field(default="k2", kw_only=True)
 
 
-@dataclass(frozen=True)
 class Ppo(Clipping):
     """PPO (arXiv 1707.06347): less a critic's value of each token, whitened over the batch.
 

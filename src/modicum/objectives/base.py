@@ -6,7 +6,7 @@ into micro-batches and chunks. Shapes: P problem, G member, R row, N completion 
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from typing import Annotated, Any, ClassVar, Literal
 
 import torch
@@ -44,8 +44,7 @@ class Tokens(Frozen):
         return replace(self, **known)
 
 
-@dataclass(frozen=True)
-class Objective(spec.Named, ABC):
+class Objective(spec.Spec, ABC):
     """A loss for group-relative policy optimisation; its `surrogate` is a member's own. Advantages
     are GRPO's and weights those of a mean over all tokens, unless a member has its own. `kl` weighs
     a term to the reference, `entropy` a bonus for the entropy of every token; only the share
@@ -166,7 +165,6 @@ class Objective(spec.Named, ABC):
         return (losses_N * tokens.weights_N).sum(), sums
 
 
-@dataclass(frozen=True)
 class Clipping(Objective):
     """PPO's clipped surrogate: min(rho A, clip(rho, 1-clip, 1+clip_high) A).
     With `dual_clip` it is at least dual_clip A where A < 0 (arXiv 1912.09729): a token that has

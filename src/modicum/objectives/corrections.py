@@ -8,7 +8,7 @@ update, pi the policy. That form is `decoupled`; `bypass` has no weight, and the
 Shapes: T tokens of a row, N those of all rows."""
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Annotated, ClassVar, Literal
 
 import torch
@@ -23,8 +23,7 @@ High = Annotated[float, Limits(1, 100)]
 Low = Annotated[float, Limits(0, 1, above=True)]
 
 
-@dataclass(frozen=True)
-class Correction(spec.Named, ABC):
+class Correction(spec.Spec, ABC):
     """What becomes of the difference between sampler and trainer at the tokens of a row."""
 
     form: ClassVar[str] = "decoupled"
@@ -41,7 +40,6 @@ class Correction(spec.Named, ABC):
         return tuple(weight or rejected for weight in self.weigh(d_T).tolist())
 
 
-@dataclass(frozen=True)
 class Uncorrected(Correction):
     """None: the ratio is to what the sampler says."""
 
@@ -52,7 +50,6 @@ class Uncorrected(Correction):
         return torch.ones_like(d_T)
 
 
-@dataclass(frozen=True)
 class Token(Correction):
     """Truncated importance sampling, min(exp d, cap): keeps all tokens, biased by what is cut off."""
 
@@ -62,14 +59,12 @@ class Token(Correction):
         return d_T.exp().clamp(max=self.cap)
 
 
-@dataclass(frozen=True)
 class Rejecting(Correction):
     """One that may give a weight of 0."""
 
     divides: Literal["kept", "sampled"] = field(default="kept", kw_only=True)
 
 
-@dataclass(frozen=True)
 class Sequence(Rejecting):
     """exp of the sum of d, one weight a row, within 1 / cap to cap; TRL has the upper bound alone."""
 
@@ -80,7 +75,6 @@ class Sequence(Rejecting):
         return _within(weight_T, weight_T, 1 / self.cap, self.cap)
 
 
-@dataclass(frozen=True)
 class Mask(Rejecting):
     """exp d of the tokens where it is within the bounds."""
 
@@ -91,7 +85,6 @@ class Mask(Rejecting):
         return _within(d_T.exp(), d_T.exp(), self.low, self.high)
 
 
-@dataclass(frozen=True)
 class Geometric(Rejecting):
     """1 for rows whose exp of the mean of d is within the bounds, however long they are."""
 

@@ -15,8 +15,6 @@ from modicum.parallel.fsdp import Fsdp
 from modicum.parallel.zero import Zero
 from modicum.spec import build
 
-__all__ = ["PARALLEL", "Ddp", "Fsdp", "Team", "Zero", "is_first", "parse"]
-
 PARALLEL: dict[str, type[Team]] = {cls.name: cls for cls in (Team, Ddp, Zero, Fsdp)}
 TOLD = ("RANK", "WORLD_SIZE", "MASTER_ADDR")
 

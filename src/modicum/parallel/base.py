@@ -2,23 +2,21 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
 from typing import Any, ClassVar, Self, TypeVar
 
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from modicum.engine.base import Asked, Groups
 from modicum.models.precision import Masters
-from modicum.spec import Named
-from modicum.types import Completion, Row
+from modicum.spec import Spec
+from modicum.types import Row
 from modicum.updates.base import Prepared
 
 T = TypeVar("T")
-Groups = list[tuple[Completion, ...]]
 
 
-@dataclass(eq=False)
-class Team(Named, AbstractContextManager["Team"]):
+class Team(Spec, AbstractContextManager["Team"], frozen=False):
     """One process, whoever has started it. Others are number `rank` of `size` processes, which call
     the same methods in the same order; what they tell each other is JSON."""
 
@@ -27,9 +25,8 @@ class Team(Named, AbstractContextManager["Team"]):
     """Whether processes share the groups of a step."""
     in_pieces: ClassVar[bool] = False
     """Whether each of them holds a piece of every master."""
-    rank: int = field(default=0, init=False)
-    size: int = field(default=1, init=False)
-    device: str = field(default="", init=False)  # of this process; empty: what the run asks for
+    rank, size = 0, 1
+    device = ""  # of this process; empty: what the run asks for
 
     def join(self, device: str) -> Self:
         """Meet the others, for a run on such a device; a context that ends with parting from them."""
@@ -54,11 +51,9 @@ class Team(Named, AbstractContextManager["Team"]):
         """Tensors of a checkpoint, of which processes may hold pieces, as they are written."""
         return tensors
 
-    def sample(
-        self, draw: Callable[..., Groups], prompts: Sequence[Any], keys: Sequence[Any], *given: Any
-    ) -> Groups:
+    def sample(self, draw: Callable[[Asked], Groups], asked: Asked) -> Groups:
         """What `draw` gives for all prompts, each drawn in one process."""
-        return draw(prompts, keys, *given)
+        return draw(asked)
 
     def lines(self, rows: Sequence[Any]) -> list[Any]:
         """The rows of all processes, in the order of these."""

@@ -9,7 +9,7 @@ import json
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import astuple, dataclass
+from dataclasses import astuple, replace
 from datetime import timedelta
 from typing import Any, ClassVar, Self
 
@@ -19,9 +19,10 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
+from modicum.engine.base import Asked, Groups
 from modicum.models.identity import marks
 from modicum.models.load import choose_device
-from modicum.parallel.base import Groups, Team
+from modicum.parallel.base import Team
 from modicum.types import Completion, Origin, RunStopped, UserError
 
 PATIENCE = timedelta(minutes=30)  # for a process that lives; one that has died is noticed at once
@@ -42,8 +43,7 @@ def together() -> Iterator[None]:
         ) from None
 
 
-@dataclass(eq=False)
-class Ddp(Team):
+class Ddp(Team, frozen=False):
     """The whole policy in every process, and gradients that are summed once a step."""
 
     several: ClassVar[bool] = True
@@ -70,18 +70,17 @@ class Ddp(Team):
         if self.joined:
             dist.destroy_process_group()
 
-    def sample(
-        self, draw: Callable[..., Groups], prompts: Sequence[Any], keys: Sequence[Any], *given: Any
-    ) -> Groups:
+    def sample(self, draw: Callable[[Asked], Groups], asked: Asked) -> Groups:
         """The last of a key is the number of the group, by which a process owns it."""
-        mine, (*more, progress) = [n for n, key in enumerate(keys) if self.owns(key[-1])], given
-
-        def tell(done: int) -> None:
-            if progress is not None:
-                progress(min(len(keys), done * self.size))
-
-        some = [prompts[n] for n in mine], [keys[n] for n in mine]
-        drawn = dict(zip(mine, draw(*some, *more, tell) if mine else [], strict=True))
+        keys: Sequence[Any] = asked.keys
+        mine = [n for n, key in enumerate(keys) if self.owns(key[-1])]
+        some = replace(
+            asked,
+            prompts=[asked.prompts[n] for n in mine],
+            keys=[keys[n] for n in mine],
+            progress=lambda done: asked.progress(min(len(keys), done * self.size)),
+        )
+        drawn = dict(zip(mine, draw(some) if mine else [], strict=True))
         lines = self.lines([[n, [_line(c) for c in group]] for n, group in drawn.items()])
         found = {number: tuple(map(_read, group)) for number, group in lines} | drawn
         return [found[number] for number in range(len(keys))]

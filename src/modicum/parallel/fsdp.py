@@ -7,7 +7,6 @@ other times layers are whole, and the tensors that they always were (docs/parall
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -23,8 +22,7 @@ from modicum.types import Row, UserError
 from modicum.updates.base import Prepared
 
 
-@dataclass(eq=False)
-class Fsdp(Zero):
+class Fsdp(Zero, frozen=False):
     """`zero`, and layers in pieces while gradients are made."""
 
     def masters_fit(self, prepared: Prepared) -> None:

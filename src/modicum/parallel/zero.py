@@ -6,7 +6,6 @@ published from all pieces. So a GPU has 1/N of the masters and of the optimizer'
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import Any, ClassVar, Self
 
 import torch
@@ -88,8 +87,7 @@ class ShardedMasters(Masters):
         return squares.sqrt(), float(squares.sum().sqrt())
 
 
-@dataclass(eq=False)
-class Zero(Ddp):
+class Zero(Ddp, frozen=False):
     """`ddp` with masters and the optimizer's state in pieces, one a process."""
 
     in_pieces: ClassVar[bool] = True

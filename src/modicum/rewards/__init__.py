@@ -10,17 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from modicum import spec
-from modicum.rewards.base import Reward, StepExtras, Term, reward_of
+from modicum.rewards.base import Reward, Term, reward_of
+from modicum.rewards.base import StepExtras as StepExtras
 from modicum.rewards.function import Function, GivenFunction, term_of
 from modicum.rewards.source import FOLDERS, rewrite
 from modicum.rewards.steps import Consistency
 from modicum.rewards.terms import Accuracy, Format, Language, Learned, Length, Random, Repetition
 from modicum.types import UserError
-
-__all__ = [
-    "REWARDS", "Accuracy", "Consistency", "Format", "Function", "GivenFunction", "Language",
-    "Learned", "Length", "Random", "Repetition", "Reward", "StepExtras", "Term", "of", "parse",
-]  # fmt: skip
 
 TERMS = (Accuracy, Format, Consistency, Language, Length, Repetition, Random, Function, Learned)
 REWARDS: dict[str, type[Term]] = {cls.name: cls for cls in TERMS}

@@ -8,15 +8,14 @@ Terms and rewards join with `+`, and take a weight with `*`: `Accuracy() + 0.2 *
 import math
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
 from types import SimpleNamespace
 from typing import Any, ClassVar, Self
 
 from modicum.limits import within
-from modicum.spec import Named
+from modicum.spec import Spec
 from modicum.tasks.base import Task
-from modicum.types import Completion, Problem, UserError
+from modicum.types import Completion, Frozen, Problem, UserError
 
 MAX_WEIGHT = 1e6  # of a term; usual: at most 1
 
@@ -83,7 +82,7 @@ class _Summand:
     __rmul__ = __mul__
 
 
-class Term(_Summand, Named):
+class Term(_Summand, Spec):
     """One thing that a completion is scored for: a frozen dataclass with a `name`, which writes
     `score`, or `score_group` if it compares the completions of a group."""
 
@@ -123,8 +122,7 @@ class Term(_Summand, Named):
         return [self.score(task, problem, completion) for completion in completions]
 
 
-@dataclass(frozen=True)
-class Reward(_Summand):
+class Reward(_Summand, Frozen):
     """A weighted sum of different terms, the largest weight first; UserError for a wrong weight."""
 
     terms: tuple[tuple[float, Term], ...]

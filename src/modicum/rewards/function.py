@@ -14,7 +14,7 @@ import sys
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import field
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -27,7 +27,6 @@ from modicum.types import Completion, Problem, UserError
 VARIADIC = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 
 
-@dataclass(frozen=True)
 class Called(Term):
     """A term that calls a function: with `each` for every completion alone, else for all of a
     problem. With `chat`, prompts and completions are lists of messages ({"role", "content"})."""
@@ -80,7 +79,6 @@ class Called(Term):
         return {**given, "completions": texts, "completion_ids": ids, **more}
 
 
-@dataclass(frozen=True)
 class Function(Called):
     """Your own `module:function` or `file.py:function`, in the form of TRL's reward functions."""
 
@@ -105,7 +103,6 @@ class Function(Called):
         return file_of(sys.modules[vars(self)["module"]])
 
 
-@dataclass(frozen=True)
 class GivenFunction(Called):
     """A function that is no importable one: of a notebook, a closure, a callable object."""
 

@@ -128,7 +128,6 @@ def _ratio(match: re.Match[str]) -> str:
     return str(number) if scale == 1 else f"({number}/{scale})"
 
 
-@dataclass(frozen=True)
 class Consistency(Term):
     """The share of written steps `a + b = c` that are true; 0 if the answer is not the last.
 

@@ -8,7 +8,7 @@ import re
 import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
@@ -35,7 +35,6 @@ CLOSE = {"```": "```", "`": "`", "$$": "$$", "$": "$", r"\[": r"\]", r"\(": r"\)
 REPORT = "reward_model.json"  # of a reward model, in its folder
 
 
-@dataclass(frozen=True)
 class Accuracy(Term):
     """1 if the marked answer is right; `lenient` accepts an unmarked one as well.
 
@@ -48,7 +47,6 @@ class Accuracy(Term):
         return float(grade.lenient if self.lenient else grade.strict)
 
 
-@dataclass(frozen=True)
 class Format(Term):
     """1 if the answer is marked once, in this style, and nothing follows it.
 
@@ -60,7 +58,6 @@ class Format(Term):
         return float(STYLES[self.style].format_ok(completion.text))
 
 
-@dataclass(frozen=True)
 class Length(Term):
     """1 up to `max_tokens` - `buffer` tokens, then falling to 0 at `max_tokens`.
 
@@ -84,7 +81,6 @@ class Length(Term):
         return min(1.0, max(0.0, (self.max_tokens - len(completion.tokens)) / buffer))
 
 
-@dataclass(frozen=True)
 class Repetition(Term):
     """1 if no `n` words in a row come twice, less for every time that some do.
 
@@ -103,7 +99,6 @@ class Repetition(Term):
         return len(set(grams)) / len(grams)
 
 
-@dataclass(frozen=True)
 class Random(Term):
     """1 with probability `p`, whatever was written.
 
@@ -123,7 +118,6 @@ class Random(Term):
         return [float(int.from_bytes(digest[:8], "big") < self.p * 2**64) for digest in digests]
 
 
-@dataclass(frozen=True)
 class Language(Term):
     """The share of words in the script of `lang` ("en", "zh", ...); 1 for formulas only.
 
@@ -187,7 +181,6 @@ def _script(letter: str) -> str:
     return unicodedata.name(letter, "UNKNOWN").removeprefix("FULLWIDTH ").split()[0]
 
 
-@dataclass(frozen=True)
 class Learned(Term):
     """What a reward model says of the last token: sigma(score - median of held-out scores).
 

@@ -1,6 +1,5 @@
 """The settings that begin a sampler of servers; `parse` knows them, and those of the engine."""
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
@@ -31,7 +30,6 @@ def served(loaded: Loaded, prepared: Prepared | None, rows: int, **how: Any) -> 
     return ServedSampler(loaded, Publisher(model, prepared), rows, **how)
 
 
-@dataclass(frozen=True)
 class Vllm(SamplerSettings):
     """A vLLM server of its own, begun by the Python of an environment that has vLLM."""
 
@@ -70,7 +68,6 @@ class Vllm(SamplerSettings):
         return made
 
 
-@dataclass(frozen=True)
 class Served(SamplerSettings):
     """vLLM servers that are there: `server('http://localhost:8000')`; several share the prompts."""
 

@@ -22,7 +22,7 @@ from typing import Any, TypeVar
 import torch
 
 from modicum.config import Sampling
-from modicum.engine.base import Changed, Prompts, Sampler
+from modicum.engine.base import Asked, Changed, Groups, Sampler
 from modicum.engine.samplers import Drawn, ends_within
 from modicum.engine.text import Texts
 from modicum.models.load import Loaded
@@ -100,36 +100,28 @@ class ServedSampler(Sampler):
             there = {name: t.to(dtype) if t.is_floating_point() else t for name, t in ours.items()}
             self.proven = compare(server.checksums(), there, server.url)
 
-    def sample(
-        self,
-        prompts: Prompts,
-        keys: Sequence[tuple[object, ...]],
-        group_size: int,
-        sampling: Sampling,
-        keep_trunk: bool = False,
-        progress: Callable[[int], None] | None = None,
-    ) -> list[tuple[Completion, ...]]:
+    def sample(self, asked: Asked) -> Groups:
         """A request for every completion; where one ends is for `Texts` to say, and not for servers."""
+        prompts, group_size, sampling = asked.prompts, asked.group_size, asked.sampling
         if sampling.top_p < 1 or sampling.top_k:
             raise UserError("a server cuts top-k and top-p in a way of its own: leave them out")
         texts = Texts(self.loaded.tokenizer, self.loaded.end_tokens, sampling.stop or ())
         given = {"n": 1, "logprobs": 0, "max_tokens": sampling.max_tokens}
         given |= {"temperature": sampling.temperature, "stop_token_ids": [*texts.ends]}
-        groups: list[tuple[Completion, ...]] = []
+        groups: Groups = []
         part = max(1, self.rows // group_size)
         for start in range(0, len(prompts), part):
             rows = [
                 {
                     "token_ids": [*prompts[n]],
-                    "sampling_params": {**given, "seed": seed_of(keys[n], member)},
+                    "sampling_params": {**given, "seed": seed_of(asked.keys[n], member)},
                 }
                 for n in range(start, min(start + part, len(prompts)))
                 for member in range(group_size)
             ]
             found = iter(self._complete(rows, texts, sampling))
             groups += [tuple(group) for group in zip(*[found] * group_size, strict=True)]
-            if progress is not None:
-                progress(len(groups))
+            asked.progress(len(groups))
         return groups
 
     def _complete(self, rows: Requests, texts: Texts, sampling: Sampling) -> list[Completion]:

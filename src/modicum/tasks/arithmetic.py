@@ -15,7 +15,6 @@ worth nothing."""
 import operator
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass
 from fractions import Fraction
 from typing import Annotated, ClassVar, NamedTuple
 
@@ -52,7 +51,6 @@ class ChainTask(Procedural):
         return "=".join(chain(problem.data["terms"], problem.data["signs"]))
 
 
-@dataclass(frozen=True)
 class Arithmetic(ChainTask):
     """Sums of `terms` numbers with up to `digits` digits, joined by `operators` (+, -, *)."""
 
@@ -87,7 +85,6 @@ class Arithmetic(ChainTask):
         return Problem(" ".join(summands), f"What is {text}?", answer, difficulty, data)
 
 
-@dataclass(frozen=True)
 class Products(ChainTask):
     """Products of two numbers of up to `digits` digits."""
 
@@ -108,7 +105,6 @@ class Products(ChainTask):
         return Problem(key, question, str(answer), float(len(str(self.limit - 1))), data)
 
 
-@dataclass(frozen=True)
 class Addition(Products):
     """Sums of two numbers of up to `digits` digits, or of two numbers below `below`."""
 
@@ -145,7 +141,6 @@ def combine(left: Node, sign: str, right: Node) -> Node | None:
     return Node(f"{first}{sign}{second}", APPLY[sign](left.value, right.value), not strong)
 
 
-@dataclass(frozen=True)
 class Countdown(Procedural):
     """Reach a target from `numbers` numbers between 1 and `max_value`."""
 

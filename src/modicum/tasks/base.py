@@ -15,7 +15,7 @@ from dataclasses import replace
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
 from modicum import answers
-from modicum.spec import Named, check
+from modicum.spec import Spec, check
 from modicum.types import SPLITS, Grade, Problem, Split, UserError
 
 Level = int | tuple[int, ...]
@@ -57,7 +57,7 @@ def split_of(content: str) -> Split:
     return next(split for split, end in zip(SPLITS, ends, strict=True) if place < end)
 
 
-class Procedural(Named, ABC):
+class Procedural(Spec, ABC):
     """Base of the tasks without an end, whose problems are made from random numbers. Of a setting
     in `graded` several values may be given (`terms=(2, 3, 4)`): levels. All are as often, in turn,
     and each has the problems that it has alone."""

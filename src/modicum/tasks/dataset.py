@@ -9,13 +9,13 @@ import json
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from functools import lru_cache
 from pathlib import Path
 from typing import ClassVar, Literal, NamedTuple, Self
 
 from modicum import answers
-from modicum.spec import Named
+from modicum.spec import Spec
 from modicum.tasks import readers, rows
 from modicum.tasks.base import check_split, stream
 from modicum.tasks.loading import LoadedRows, Reader, Role, RowPart, accepted, load_once, roles_of
@@ -35,8 +35,7 @@ class Hub(NamedTuple):
     unread: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True)
-class DataTask(Named, ABC):
+class DataTask(Spec, ABC):
     """Base of the tasks with a fixed set of problems: of `path`, or with None of `hub`."""
 
     hub: ClassVar[Hub | None] = None
@@ -155,7 +154,6 @@ class DataTask(Named, ABC):
         return _load(self, tuple(_stamp(path) for _, _, path in self._files()))
 
 
-@dataclass(frozen=True)
 class ColumnTask(DataTask):
     """Base of the data sets whose columns are known."""
 
@@ -172,7 +170,6 @@ class ColumnTask(DataTask):
         """What a row says; UserError when it cannot be a problem, LeftOut when it is not asked for."""
 
 
-@dataclass(frozen=True)
 class HeldOut(ColumnTask):
     """Base of the sets that are there to be tested on: all is test, unless `split` divides it."""
 

@@ -7,7 +7,7 @@ import hashlib
 import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from pathlib import Path
 from typing import Any, ClassVar, Self, cast
 
@@ -22,7 +22,6 @@ from modicum.types import SPLITS, Problem, UserError
 HINT = "; question= and answer= name columns, also inner ones such as reward_model.ground_truth"
 
 
-@dataclass(frozen=True)
 class FileTask(DataTask):
     """The rows of the file or folder `path`; `question` and `answer` name columns.
 
@@ -79,7 +78,6 @@ class FileTask(DataTask):
         return [(found[0][0], "train", found[0][2]), (f"test/{Path(test).name}", "test", test)]
 
 
-@dataclass(frozen=True)
 class HubTask(FileTask):
     """The rows of the data set `path` on the Hugging Face hub, such as 'openai/gsm8k'.
 
@@ -117,7 +115,6 @@ FILES: dict[str, str] = {"": "problems.jsonl"} | {part: f"problems-{part}.jsonl"
 SHOWN = 8  # characters of the hash, in names
 
 
-@dataclass(frozen=True)
 class GivenTask(DataTask):
     """Problems of the caller's own; answers are compared as those of `file(...)` are."""
 

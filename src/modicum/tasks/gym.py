@@ -12,7 +12,6 @@ import operator
 import random
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 from importlib import metadata
 from typing import Any, ClassVar
 
@@ -41,7 +40,6 @@ def _ask(limit: float, **request: Any) -> Any:
     return reply.get("value")
 
 
-@dataclass(frozen=True)
 class Gym(Procedural):
     """A data set of reasoning-gym, with its settings as arguments: gym('chain_sum', max_terms=4).
 
@@ -123,13 +121,12 @@ def variant(dataset: str) -> type[Gym]:
         raise UserError(f"gym: reasoning-gym cannot be used: {error}") from None
     if "known" in found:
         raise UserError(f"gym has no data set {dataset!r}; {nearest(dataset, found['known'])}")
-    fields = []
-    for name, (kinds, default) in found["settings"].items():
-        hint = functools.reduce(operator.or_, [TYPES[kind] for kind in kinds])
-        fields.append((name, hint, dataclasses.field(default=_frozen(default))))
     own = {"__doc__": Gym.__doc__, "name": Gym.name, "has_levels": found["levels"]}
-    how: dict[str, Any] = {"bases": (Gym,), "namespace": own, "frozen": True}
-    return dataclasses.make_dataclass(f"Gym_{dataset}", fields, **how)
+    hints: dict[str, Any] = {}
+    for name, (kinds, default) in found["settings"].items():
+        hints[name] = functools.reduce(operator.or_, [TYPES[kind] for kind in kinds])
+        own[name] = _frozen(default)
+    return type(f"Gym_{dataset}", (Gym,), {**own, "__annotations__": hints})
 
 
 def members(text: str) -> Mapping[str, type]:

@@ -6,7 +6,6 @@ text is a model's: it is matched in pieces of bounded size and never evaluated."
 
 import random
 import re
-from dataclasses import dataclass
 from fractions import Fraction
 from typing import Annotated, ClassVar, Literal
 
@@ -105,7 +104,6 @@ def inverse(matrix: Matrix) -> Matrix | None:
     return right if left == identity(size) else None
 
 
-@dataclass(frozen=True)
 class MatrixTask(Procedural):
     """Row-reduce a matrix of `rows` x `rows`+1, or invert one of `rows` x `rows`, exactly."""
 

@@ -4,7 +4,6 @@ docs/tasks.md says which rows are taken, how they are divided, and whose they ar
 2103.03874, 2305.20050, 2506.04178)."""
 
 import re
-from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 from modicum import answers
@@ -25,7 +24,6 @@ BOTH: dict[str, Role] = {"train": "train", "test": "test"}
 ONE: dict[str, Role] = {"train": "hash"}
 
 
-@dataclass(frozen=True)
 class Gsm8k(ColumnTask):
     """GSM8K from the hub, or from `path`: a folder with train and test files, or one file."""
 
@@ -39,7 +37,6 @@ class Gsm8k(ColumnTask):
         return Problem("", question, gold, float(steps), {"solution": solution})
 
 
-@dataclass(frozen=True)
 class MathTask(ColumnTask):
     """What `math` and `math500` share: columns, levels, subjects."""
 
@@ -99,21 +96,18 @@ def _level(record: Record) -> float | None:
     return float(match[1])
 
 
-@dataclass(frozen=True)
 class Math(MathTask):
     """MATH from the hub, or from `path`: a folder with train and test files, or one file."""
 
     hub: ClassVar[Hub | None] = Hub("DigitalLearningGmbH/MATH-lighteval", BOTH, "default")
 
 
-@dataclass(frozen=True)
 class Math500(MathTask, HeldOut):
     """MATH-500 from the hub or the file `path`: a test set, or divided with split='hash'."""
 
     hub: ClassVar[Hub | None] = Hub("HuggingFaceH4/MATH-500", {"test": "test"})
 
 
-@dataclass(frozen=True)
 class OpenThoughts(ColumnTask):
     """The math rows of OpenThoughts-114k from the hub, or of the file `path`."""
 
@@ -136,7 +130,6 @@ class OpenThoughts(ColumnTask):
         return Problem("", question, gold, data={"solution": solution})
 
 
-@dataclass(frozen=True)
 class ContestTask(HeldOut):
     """What the contests share: their columns."""
 
@@ -149,7 +142,6 @@ class ContestTask(HeldOut):
         return Problem(rows.key(record, "id"), question, gold)
 
 
-@dataclass(frozen=True)
 class Aime(ContestTask):
     """AIME of a `year` (2024 or 2025) from the hub or the file `path`: 30 test problems."""
 
@@ -159,7 +151,6 @@ class Aime(ContestTask):
         return Hub(AIME[self.year], {"train": "test"})
 
 
-@dataclass(frozen=True)
 class Amc(ContestTask):
     """AMC 12 of 2022 and 2023 from the hub or the file `path`: 83 test problems."""
 

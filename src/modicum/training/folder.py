@@ -105,7 +105,7 @@ def _resumed(session: Session, run: runs.Run, note: Note) -> tuple[runs.Run, int
     if first > config.steps:
         raise UserError(f"{folder} has {first} steps behind it; steps = {config.steps} are fewer")
     logged = (folder / name for name in ("metrics.jsonl", "evaluations.jsonl"))
-    steps, evaluations = (runs.read_lines(p) if p.exists() else () for p in logged)
+    steps, evaluations = (runs.read_lines(path, optional=True) for path in logged)
     session.stop.replay(steps, evaluations, first)
     if finished and session.ended(first):
         raise _finished(folder, session.stop.reason)
@@ -139,7 +139,7 @@ def chose(session: Session, run: runs.Run, chosen: sizes.Choices) -> list[str]:
 
 def choices(folder: Path) -> dict[str, Any]:
     """What the settings of a run left to the program, by name."""
-    return runs.read_object(p) if (p := folder / "chosen.json").exists() else {}
+    return runs.read_object(folder / "chosen.json", optional=True)
 
 
 def write_config(run: runs.Run, config: TrainConfig) -> None:

@@ -30,13 +30,7 @@ from modicum.training.folder import begin, chose, look, resumable, sizes_kept
 from modicum.training.hearing import batch_of, corrected, proxy_metrics, valued
 from modicum.training.rollout import draw, probe_set, silent, work_of
 from modicum.training.session import Session, notes
-from modicum.training.step import (
-    References,
-    agree_trained,
-    backward,
-    optimizer_step,
-    switch,
-)
+from modicum.training.step import References, agree_trained, backward, optimizer_step, switch
 from modicum.types import Batch
 
 
@@ -136,8 +130,8 @@ def _train(
     observer.begin(session, first)
     for text in notes(session):
         observer.note(text)
-    past = run.folder / "evaluations.jsonl"
-    evaluated = {e["name"]: e for e in (runs.read_lines(past) if past.exists() else ())}
+    past = runs.read_lines(run.folder / "evaluations.jsonl", optional=True)
+    evaluated = {entry["name"]: entry for entry in past}
     # By the file, which has those before the first checkpoint too.
     spent = [entry["generated"] for entry in evaluated.values() if "generated" in entry]
     session.policy.ledger["evaluate"] = {

@@ -200,8 +200,7 @@ def _anatomy(session: Session, run: runs.Run, note: Callable[[str], None]) -> di
     changes = anatomy.measure(policy, merged(base.model), session.policy.device)
     tensors = [asdict(change) for change in changes]
     run.write("anatomy.json", {"dtype": config.compute.dtype, "tensors": tensors})
-    logged = run.folder / "metrics.jsonl"
-    rewards = [line["reward/mean"] for line in (runs.read_lines(logged) if logged.exists() else ())]
-    if told := anatomy.alarm(changes, rank, rewards):
+    logged = runs.read_lines(run.folder / "metrics.jsonl", optional=True)
+    if told := anatomy.alarm(changes, rank, [line["reward/mean"] for line in logged]):
         note(told)
     return {**anatomy.summary(changes, config.compute.dtype), "alarm": told}

@@ -73,8 +73,8 @@ def sample_groups(
     keys = [("train", config.seed, step, first + index) for index in range(len(problems))]
     size = config.batch.group_size
     # States of later rounds are not kept: memory is what a step of one round takes.
-    completions = session.policy.sample(prompts, keys, size, config.sampling, not first)
-    return [Group(*parts) for parts in zip(problems, prompts, completions, strict=True)]
+    found = session.policy.sample(prompts, keys, size, config.sampling, keep_trunk=not first)
+    return [Group(*parts) for parts in zip(problems, prompts, found, strict=True)]
 
 
 def agree(session: Session, groups: list[Group], step: int) -> None:

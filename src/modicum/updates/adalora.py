@@ -10,7 +10,6 @@ PEFT's layers and rank allocator do the work, but nothing drives them by itself 
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar
 
 import torch
@@ -116,7 +115,6 @@ class Ranks(Schedule):
             allocator.ipt[name] = torch.zeros_like(tensor)
 
 
-@dataclass(frozen=True)
 class AdaLora(LowRank):
     """LoRA that begins with `init_rank` everywhere and ends with `rank` on average.
 

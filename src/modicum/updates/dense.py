@@ -7,7 +7,7 @@ training the head trains the embedding, and backward reaches the bottom of the m
 
 from abc import abstractmethod
 from collections.abc import Container
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from typing import ClassVar, Literal
 from zlib import crc32
 
@@ -30,7 +30,6 @@ def split(count: int, of: int) -> list[range]:
     return [range(count * i // of, count * (i + 1) // of) for i in range(of)]
 
 
-@dataclass(frozen=True)
 class Full(Selection):
     """Every tensor trains."""
 
@@ -40,7 +39,6 @@ class Full(Selection):
         return set(layout.places)
 
 
-@dataclass(frozen=True)
 class Region(Selection):
     """Whole decoder layers, and what lies outside of them if it is asked for."""
 
@@ -63,7 +61,6 @@ class Region(Selection):
         }
 
 
-@dataclass(frozen=True)
 class First(Region):
     """The first k decoder layers: saves memory, not backward time."""
 
@@ -78,21 +75,18 @@ class First(Region):
         return range(start, start + self.k)
 
 
-@dataclass(frozen=True)
 class Last(First):
     """The last k decoder layers: backward stops below them."""
 
     height = 1.0
 
 
-@dataclass(frozen=True)
 class Middle(First):
     """The k decoder layers in the middle; an odd one out lies above."""
 
     height = 0.5
 
 
-@dataclass(frozen=True)
 class Every(Region):
     """Every so many decoder layers: number offset, offset + stride and so on, from 0."""
 
@@ -106,7 +100,6 @@ class Every(Region):
         return range(self.offset, layout.num_layers, self.stride)
 
 
-@dataclass(frozen=True)
 class Layers(Region):
     """The decoder layers with these numbers, from 0; negative numbers count from the end.
 
@@ -144,7 +137,6 @@ class Layers(Region):
         return {index % count for index in self._numbers}
 
 
-@dataclass(frozen=True)
 class Surgical(Region):
     """One block of layers, of a few near-equal ones from the bottom (0) to the top."""
 
@@ -162,7 +154,6 @@ class Surgical(Region):
         return split(layout.num_layers, self.of)[self.block]
 
 
-@dataclass(frozen=True)
 class Parts(Selection):
     """Parts by kind, in every layer: attention, mlp, norm, bias, embedding, head."""
 
@@ -182,7 +173,6 @@ class Parts(Selection):
         return {name for name, place in layout.places.items() if place.parts & wanted}
 
 
-@dataclass(frozen=True)
 class BitFit(Selection):
     """All biases; a model without any is refused."""
 

@@ -8,7 +8,6 @@ its last step; the int(rate * units) lowest rest. Departures are in docs/updates
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Annotated, Any
 
 import numpy as np
@@ -87,7 +86,6 @@ class FreezingSchedule(Schedule):
         return float(torch.stack(parts).sum()) if parts else 0.0
 
 
-@dataclass(frozen=True)
 class AutoFreeze(Scheduled):
     """Everything trains at first; layers whose gradients settle freeze from the bottom up."""
 
@@ -156,7 +154,6 @@ class SlimFitSchedule(Schedule):
         return [self.always.union(order[at : at + self.count]) for at in parts]
 
 
-@dataclass(frozen=True)
 class SlimFit(Scheduled):
     """Matrices and norms that move most for their size train, the others rest."""
 

@@ -9,7 +9,6 @@ into these too, with a module in B's place whose `weight` is U S R.
 """
 
 from abc import abstractmethod
-from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar
 
 import torch
@@ -30,7 +29,6 @@ TINY = 1e-300  # in place of zero as a divisor
 BITS = 14
 
 
-@dataclass(frozen=True)
 class LowRank(Adapter):
     """What adapters with a rank and a scale have in common."""
 
@@ -47,7 +45,6 @@ class LowRank(Adapter):
         return layer.lora_A[ADAPTER].weight, layer.scaling[ADAPTER] * layer.lora_B[ADAPTER].weight
 
 
-@dataclass(frozen=True)
 class Lora(LowRank):
     """A low-rank adapter in every linear layer; `lora(rank=4) @ last(2)` says where.
 
@@ -63,7 +60,6 @@ class Lora(LowRank):
         return found
 
 
-@dataclass(frozen=True)
 class RsLora(LowRank):
     """LoRA scaled by alpha/sqrt(rank): the step keeps its size as the rank grows.
 
@@ -73,7 +69,6 @@ class RsLora(LowRank):
     alpha: Count = 12
 
 
-@dataclass(frozen=True)
 class LoraPlus(LowRank):
     """LoRA whose B learns `ratio` times as fast as A.
 
@@ -85,7 +80,6 @@ class LoraPlus(LowRank):
         return Schedule(rates={n: self.ratio for n in trainable if ".lora_B." in n})
 
 
-@dataclass(frozen=True)
 class LoraFa(LowRank):
     """LoRA whose A stays as drawn: half the trained numbers, and no wide input is kept."""
 
@@ -93,7 +87,6 @@ class LoraFa(LowRank):
         return ".lora_B." in name
 
 
-@dataclass(frozen=True)
 class Dora(LowRank):
     """LoRA for the direction of each output row, and its length as a number of its own."""
 
@@ -134,7 +127,6 @@ def rounded(tensor: Tensor, dim: int) -> Tensor:
     return ((tensor / step).round() * step).float()
 
 
-@dataclass(frozen=True)
 class FromBase(LowRank):
     """What adapters made from the base's weights have in common: they fit into its ranks."""
 
@@ -147,7 +139,6 @@ class FromBase(LowRank):
             raise UserError(f"{self}: {name} is {rows} x {columns}, so rank can be at most {most}")
 
 
-@dataclass(frozen=True)
 class Moved(FromBase):
     """An adapter that takes a part of the weights over."""
 
@@ -172,7 +163,6 @@ class Moved(FromBase):
             weight.copy_(weight.double() - scale * (up.double() @ down.double()))
 
 
-@dataclass(frozen=True)
 class Pissa(Moved):
     """LoRA that begins as the principal part of the weights, taken out of the base.
 
@@ -184,7 +174,6 @@ class Pissa(Moved):
         return left * roots, (right * roots).mT
 
 
-@dataclass(frozen=True)
 class Olora(Moved):
     """LoRA that begins as the first part of the weights' QR factors, taken out of the base.
 
@@ -218,7 +207,6 @@ class Core(nn.Module):
         return x @ self.core.mT @ self.left.mT
 
 
-@dataclass(frozen=True)
 class LoraXs(FromBase):
     """Only rank x rank numbers train in a layer, between its own singular vectors."""
 

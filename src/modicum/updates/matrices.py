@@ -23,7 +23,6 @@ bias correction, as in the reference code. docs/updates.md has the departures.
 
 from abc import abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass
 from hashlib import sha256
 from math import sqrt
 from typing import Annotated, Any, ClassVar
@@ -66,7 +65,6 @@ def moments(shape: torch.Size | tuple[int, int], device: torch.device) -> Values
     return {key: torch.zeros(shape, device=device) for key in ("exp_avg", "exp_avg_sq")}
 
 
-@dataclass(frozen=True)
 class MatrixMember(OptimizerMember):
     """AdamW but for matrices; members say what is kept of those and which way it leads."""
 
@@ -143,7 +141,6 @@ class MatrixAdamW(torch.optim.Optimizer):
         tensor.add_(toward, alpha=-rate)
 
 
-@dataclass(frozen=True)
 class GaLore(MatrixMember):
     """Adam in a low-rank space of each gradient: small state, all weights train."""
 
@@ -182,7 +179,6 @@ def basis_of(gradient: Tensor, rank: int) -> Tensor:
     return (found * largest.sign()).contiguous()
 
 
-@dataclass(frozen=True)
 class Apollo(MatrixMember):
     """Gradients scaled by channel, as a random projection says that Adam would."""
 
@@ -225,7 +221,6 @@ class Apollo(MatrixMember):
         return up(wide.device, drawn / sqrt(self.rank))[0]
 
 
-@dataclass(frozen=True)
 class ApolloMini(Apollo):
     """APOLLO of rank 1 with one factor a matrix: the memory of SGD, almost."""
 
@@ -236,7 +231,6 @@ class ApolloMini(Apollo):
     scale: Scale = 128.0
 
 
-@dataclass(frozen=True)
 class Muon(MatrixMember):
     """Orthogonal steps of the layers' matrices; all else by AdamW, at `others` times the rate."""
 

@@ -50,7 +50,9 @@ class Member(Spec, ABC):
 
     def __init_subclass__(cls) -> None:
         """A member's name is that of its class in lower case, unless it says another."""
-        cls.name = vars(cls).get("name", cls.__name__.lower())
+        if "name" not in vars(cls):
+            cls.name = cls.__name__.lower()
+        super().__init_subclass__()
         if "examples" not in vars(cls) and cls.name in EXAMPLES:
             cls.examples = tuple(EXAMPLES[cls.name])
 

@@ -7,7 +7,6 @@ their own.
 """
 
 from copy import copy
-from dataclasses import dataclass
 from typing import Self
 
 import torch
@@ -74,7 +73,6 @@ def _no_second(left: object, right: object) -> None:
         raise UserError(f"{left} @ {right}: two optimizers cannot move one model; leave one out")
 
 
-@dataclass(frozen=True)
 class Sgd(OptimizerMember):
     """Plain gradient descent: no optimizer state without momentum, and far larger rates.
 

@@ -7,7 +7,6 @@ I + 2Q + 2Q^2 + 2Q^3 + Q^4, or by (I - Q)(I + Q)^-1 (`exact`); Q is skew. *SHiRA
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
 from itertools import count
 from math import gcd
@@ -29,7 +28,6 @@ from modicum.updates.targets import linear_layers
 OUTPUTS, INPUTS, FUSED = ("k_proj", "v_proj"), ("down_proj",), ("qkv_proj", "c_attn")
 
 
-@dataclass(frozen=True)
 class Vera(Adapter):
     """Two trained vectors a layer around frozen random matrices that all layers share."""
 
@@ -49,7 +47,6 @@ class Vera(Adapter):
         return _between(layer, Link(0, trains(layer.vera_lambda_d[ADAPTER])))
 
 
-@dataclass(frozen=True)
 class Ia3(Adapter):
     """Trained scales of keys, values and the input of the MLP's last projection."""
 
@@ -77,7 +74,6 @@ class Ia3(Adapter):
         return Chain((Link(0, trains(layer.ia3_l[ADAPTER])),), inside=layer.is_feedforward)
 
 
-@dataclass(frozen=True)
 class LnTuning(Adapter):
     """The scales of all norms train, on copies; `parts(norm)` trains the model's own."""
 
@@ -93,7 +89,6 @@ class LnTuning(Adapter):
         return list(dict.fromkeys(norms))
 
 
-@dataclass(frozen=True)
 class TinyLora(Adapter):
     """`u` numbers train, shared by all linear layers, or fewer layers with less tying."""
 
@@ -126,7 +121,6 @@ class TinyLora(Adapter):
                 layer.tinylora_A[name].mul_(signs.mT)  # type: ignore[index, union-attr]
 
 
-@dataclass(frozen=True)
 class Miss(Adapter):
     """One small matrix a layer, shared by the blocks of its input."""
 
@@ -142,7 +136,6 @@ class Miss(Adapter):
             raise UserError(f"{self}: the input of {name} has {size} numbers; rank is at most that")
 
 
-@dataclass(frozen=True)
 class Oft(Adapter):
     """The input of every linear layer is rotated, block by block."""
 
@@ -173,7 +166,6 @@ class Oft(Adapter):
         return Chain((link,), inside=True)
 
 
-@dataclass(frozen=True)
 class Shira(Adapter):
     """Entries drawn at random train, in every linear layer as many as a LoRA would have."""
 

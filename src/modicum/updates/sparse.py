@@ -7,7 +7,6 @@ weight decay pulls weights to the base. Departure: `run` takes a share of each t
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 from zlib import crc32
@@ -141,7 +140,6 @@ def past_values(folder: Path, model: nn.Module, wanted: Named) -> Callable[[str]
     return value
 
 
-@dataclass(frozen=True)
 class Sparse(Scheduled):
     """A share of the entries of every tensor trains: by chance, size, gradient or a past run."""
 

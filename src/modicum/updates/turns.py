@@ -6,7 +6,6 @@ trains every entry once, and starts at others of the runs, drawn from the seed.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from itertools import combinations
 from math import comb
 from typing import Any, Literal
@@ -53,7 +52,6 @@ class LisaSchedule(Turns):
         return [self.turn(number).active for number in range(MOST_SETS)]
 
 
-@dataclass(frozen=True)
 class Lisa(Scheduled):
     """A few random layers train at a time, others after every so many steps."""
 
@@ -107,7 +105,6 @@ class BlockSchedule(Turns):
         return list(self.blocks.values())
 
 
-@dataclass(frozen=True)
 class BAdam(Scheduled):
     """One block of layers trains at a time, with Adam from fresh moments, then the next."""
 
@@ -153,7 +150,6 @@ class RatioSchedule(Turns):
         return Decision(frozenset(self.parameters), evidence, entries=entries)
 
 
-@dataclass(frozen=True)
 class BAdamRatio(Scheduled):
     """A part of the entries of every tensor trains at a time, then others."""
 

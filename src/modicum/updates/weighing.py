@@ -7,7 +7,6 @@ those step that reach `threshold`. docs/updates.md has the departures.
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass
 from statistics import fmean
 from typing import Any
 
@@ -156,7 +155,6 @@ class SnrSchedule(Weighing):
         return {name: float(share >= self.threshold) for name, share in shares.items()}
 
 
-@dataclass(frozen=True)
 class Rgn(Scheduled):
     """Everything trains, each tensor's step scaled by its relative gradient norm."""
 
@@ -170,7 +168,6 @@ class Rgn(Scheduled):
         within(f"{self.name}: window (every is the most)", self.window, 1, self.every)
 
 
-@dataclass(frozen=True)
 class Snr(Rgn):
     """Only tensors whose gradient has much signal for its noise step."""
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from modicum.limits import Natural, Positive
-from modicum.spec import Named
+from modicum.spec import Spec
 from modicum.study.cell import Cell
 
 GOES_ON = "interrupted; the same command goes on from there"
@@ -46,8 +46,7 @@ class Runner(ABC):
         """Let them end in order, as by signal `number`, and wait; Ctrl-C then ends them at once."""
 
 
-@dataclass(frozen=True)
-class Launcher(Named, ABC):
+class Launcher(Spec, ABC):
     """One way to run cells; its settings."""
 
     jobs: Positive = 1  # cells at the same time

@@ -91,7 +91,6 @@ class Scheduler(Runner):
                 self.drop(handle.job)
 
 
-@dataclass(frozen=True)
 class Slurm(Launcher):
     """SLURM: `array` cells in its queue at a time, each with `gpus` GPUs and `cpus` cores.
 
@@ -147,7 +146,6 @@ class Slurm(Launcher):
         yield Scheduler(place, threads or self.cpus, start, state, drop)
 
 
-@dataclass(frozen=True)
 class Ray(Launcher):
     """Ray Core: `jobs` tasks at a time of the cluster at `address` ('local': one begun here), each
     with `gpus` GPUs and `cpus` cores."""

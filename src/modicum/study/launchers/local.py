@@ -22,7 +22,6 @@ from modicum.types import FolderError, RunInterrupted, UserError
 PRELOAD = ["modicum.training.loop", "modicum.evaluate", "modicum.display", "peft"]
 
 
-@dataclass(frozen=True)
 class Here(Launcher, Runner):
     """In this process, one after the other; shows each run's progress."""
 
@@ -60,7 +59,6 @@ class Here(Launcher, Runner):
         pass
 
 
-@dataclass(frozen=True)
 class LocalProcesses(Launcher):
     """So many at a time on this machine, each in a fresh process.
 
