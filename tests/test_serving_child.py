@@ -189,6 +189,13 @@ def test_it_dies_in_the_middle(interpreter: Callable[..., str], made: Callable[.
             ],
             "torch.cuda.OutOfMemoryError: CUDA out of memory.",
         ),
+        (
+            [
+                "echo 'WARNING can cause `OSError: [Errno 24] Too many open files`' >&2",
+                "echo 'ERROR [core] ValueError: Available memory is less' >&2; exit 1",
+            ],
+            "ValueError: Available memory is less",
+        ),
         (["exit 3"], "it said nothing"),
         (["echo one; echo two; exit 3"], "two"),
     ],

@@ -40,7 +40,9 @@ GIVEN = {
     **{"VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1"},
 }
 DEFAULTS = {"VLLM_CPU_OMP_THREADS_BIND": "nobind"}  # without a GPU it shares the cores with us
-FAULT = re.compile(r"\b(?:\w+\.)*\w*(?:Error|Exception): .+(?:\n {2}\S.+)?")
+FAULT = re.compile(
+    r"^(?!.*WARNING).*?(\b(?:\w+\.)*\w*(?:Error|Exception): .+(?:\n {2}\S.+)?)", re.M
+)
 
 
 def free_port() -> int:
@@ -162,5 +164,5 @@ class Child:
             return False
         lines = [line for line in text.splitlines() if line and not line.startswith("keeper:")]
         fault = FAULT.search(text)
-        why = one_line(fault[0] if fault else lines[-1] if lines else "it said nothing")
+        why = one_line(fault[1] if fault else lines[-1] if lines else "it said nothing")
         raise UserError(f"vLLM did not start: {why}; its log is {self._log}")
