@@ -4,7 +4,8 @@
 
 One process has all threads, two have half of them each (`--parallel ddp`, `zero` and `fsdp`); runs one after
 the other, with the same problems and, but for near ties, the same tokens. Seconds are medians
-of the first process after two steps of warm-up; bytes are the peak of the first process's memory, libraries included.
+of the first process after two steps of warm-up; bytes are the peak of
+the first process's memory, less what it held before a model was loaded, as in a plan.
 Prints a table and writes benchmarks/parallel.json.
 """
 
@@ -44,9 +45,10 @@ def run(options: argparse.Namespace, update: str, way: str, out: Path) -> dict[s
     if done.returncode:
         raise SystemExit(done.stderr[-2000:])
     lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    held = json.loads((out / "result.json").read_text())["start_memory_bytes"]
     return {
         "seconds": statistics.median(line["time/step_seconds"] for line in lines[WARM:]),
-        "peak_bytes": max(line["memory/peak_bytes"] for line in lines),
+        "peak_bytes": max(line["memory/peak_bytes"] for line in lines) - held,
         "tokens": lines[-1]["tokens/generated"],
         "grad_norms": [line.get("policy/grad_norm", 0.0) for line in lines],
     }

@@ -31,7 +31,7 @@ from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
 
 from modicum import disk
 from modicum.display import clock, console
-from modicum.options import Parser
+from modicum.options import HELP, Parser, add_options, config_of
 from modicum.runs import make_folder
 from modicum.types import UserError
 
@@ -209,10 +209,13 @@ def _resume(
 
 def main(args: list[str]) -> None:
     """Pretrain a tiny base model; a run that was cut goes on."""
-    parser = Parser("pretrain", {"about": ABOUT, "examples": ""})
+    HELP["commands"]["pretrain"] = {"about": ABOUT, "examples": ""}
+    parser = Parser("pretrain")
     parser.prog, parser.epilog = "pretrain_tiny.py", None
     parser.add_argument("--out", metavar="FOLDER", required=True, help="the model folder to write")
-    found, config = parser.options(args, PretrainConfig, "pretraining")
+    add_options(parser, PretrainConfig, "pretraining")
+    found = parser.read(args)
+    config = config_of(PretrainConfig, found)
     out = Path(found.out)
     if (out / "model.safetensors").exists():
         raise UserError(f"{out} holds a finished model; --out takes another folder")

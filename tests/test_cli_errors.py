@@ -29,7 +29,7 @@ pytestmark = pytest.mark.usefixtures("quiet")
         (["train", "--beta", "0.1"], ["did you mean --objective 'grpo(kl=0.04)'?"]),
         (["train", "--batch-size=8"], ["--prompts-per-step? (group_size completions of each)"]),
         (["train", "--dataset", "x"], ["""did you mean --task "file('problems.jsonl')"?"""]),
-        (["train", "--use_vllm"], ["'--use_vllm'", "--sampler vllm"]),
+        (["train", "--use_vllm"], ["'--use_vllm'", "did you mean --sampler 'vllm'?"]),
         (["train", "--lora-r", "8"], ["did you mean --update 'lora(rank=8)'?"]),
         (["evaluate", "--max-new-tokens", "8"], ["did you mean --max-tokens?"]),
         (["evaluate", "--output-dir", "x"], ["did you mean --out?"]),

@@ -113,7 +113,13 @@ def test_options_named_in_the_docs_exist(capsys: pytest.CaptureFixture[str]) -> 
         known |= set(OPTION.findall(capsys.readouterr().out))
     # Of vLLM, whose servers docs/vllm.md starts.
     known |= {"--host", "--port", "--generation-config", "--logprobs-mode", "--enable-scale-out"}
-    known |= {"--enable-lora", "--max-lora-rank", "--max-loras", "--lora-modules"}
+    known |= {
+        "--enable-lora",
+        "--max-lora-rank",
+        "--max-loras",
+        "--lora-modules",
+        "--no-enable-chunked-prefill",
+    }
     for script in [*ROOT.glob("scripts/*.py"), *ROOT.glob("benchmarks/*.py")]:
         known |= set(re.findall(r'add_argument\("(--[a-z-]+)', script.read_text()))
     text = "".join(p.read_text() for p in [ROOT / "README.md", *ROOT.glob("docs/*.md")])

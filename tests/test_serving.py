@@ -18,6 +18,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from conftest import random_model
+from helpers import tensors_of
 from modicum import updates
 from modicum.config import Compute, Optimizer, Sampling
 from modicum.engine import Policy, policy_of
@@ -25,6 +26,7 @@ from modicum.engine.agreement import Agreement
 from modicum.engine.logprobs import logprobs
 from modicum.engine.version import require_origin
 from modicum.models.load import TINY, load
+from modicum.serving import members
 from modicum.serving import sampler as served
 from modicum.serving.client import Server
 from modicum.serving.members import parse
@@ -480,3 +482,39 @@ def test_an_adapter_on_experts_is_merged(mixture: Path, tmp_path: Path) -> None:
         wanted, found = (model(input_ids=ids).logits for model in (prepared.model, again))
         bare = load(str(mixture), device="cpu").model(input_ids=ids).logits
     assert float((wanted - found).abs().max()) < 1e-5 < 0.01 < float((wanted - bare).abs().max())
+
+
+def test_every_process_has_servers_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    loaded = load("tiny", device="cpu")
+    for name, value in (("is_initialized", True), ("get_rank", 1), ("get_world_size", 2)):
+        monkeypatch.setattr(members.dist, name, lambda value=value: value)
+    four = ", ".join(f"'http://h:{n}'" for n in range(4))
+    policy = policy_of(loaded, None, Compute(sampler=f"server({four})"))
+    assert isinstance(policy.sampler, ServedSampler)
+    assert [server.url for server in policy.sampler.servers] == ["http://h:1", "http://h:3"]
+    with pytest.raises(UserError, match="3 addresses for 2 processes"):
+        policy_of(loaded, None, Compute(sampler=f"server({four.rpartition(', ')[0]})"))
+
+
+def test_what_vllm_would_read_otherwise_is_refused(folders: dict[str, Path]) -> None:
+    loaded = load(str(folders["llama"]), device="cpu")
+    loaded.model.config.name_or_path = loaded.model.name_or_path = "gone"
+    with pytest.raises(UserError, match="export --format merged"):
+        policy_of(loaded, None, Compute(sampler="vllm"))
+
+
+@pytest.mark.parametrize("update", ["last(1)", "lora(rank=2)", "lisa(layers=1, every=1)"])
+def test_a_resumed_run_goes_on_with_a_server_that_has_nothing(
+    update: str, quick: Any, tmp_path: Path
+) -> None:
+    """All is sent again, so that the weights are those of the run that was not cut."""
+    ends = []
+    for name, cuts in (("uncut", []), ("cut", [2])):
+        with Stub(quick.model) as stub:
+            compute = Compute("cpu", sampler=f"server('{stub.url}')", agreement_every=1)
+            config = replace(quick, update=update, compute=compute, out=str(tmp_path / name))
+            for number, steps in enumerate([*cuts, 4]):
+                train(replace(config, steps=steps), resume=number > 0)
+                stub.restart()
+        ends.append(tensors_of(tmp_path / name))
+    assert ends[0] == ends[1]

@@ -115,8 +115,9 @@ def test_what_it_is_told(
     for name in ("PYTHONPATH", "RANK", "MASTER_PORT", "PYTORCH_CUDA_ALLOC_CONF"):
         monkeypatch.setenv(name, "of-the-trainer")
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,5,6,7")
+    monkeypatch.setattr(child.shutil, "which", lambda name: f"/bin/{name}")  # a GPU is there
     settings = {"memory": 0.4, "sleep": True, "tensor_parallel": 2, "dtype": "bfloat16"}
-    room = {"max_length": 512, "lora_rank": 20, "gpu": 1, "more": ("--enforce-eager",)}
+    room = {"max_length": 512, "lora_rank": 20, "gpu": 1, "more": ("--block-size", "16")}
     each = made(interpreter(), **settings, **room)
     port = each.server.url.rpartition(":")[2]
     said = (tmp_path / "said").read_text().split()
@@ -127,7 +128,7 @@ def test_what_it_is_told(
         f" --host 127.0.0.1 --port {port} --logprobs-mode processed_logprobs"
         " --generation-config vllm --dtype bfloat16 --gpu-memory-utilization 0.4"
         " --tensor-parallel-size 2 --max-model-len 512 --max-lora-rank 32 --max-loras 2"
-        " --enable-scale-out --enable-sleep-mode --enable-lora --enforce-eager"
+        " --enable-scale-out --enable-sleep-mode --enable-lora --block-size 16"
     )
     words = (tmp_path / "env").read_text().splitlines()
     assert "of-the-trainer" not in " ".join(words)
@@ -135,6 +136,18 @@ def test_what_it_is_told(
         *("VLLM_SERVER_DEV_MODE=1", "VLLM_ALLOW_RUNTIME_LORA_UPDATING=True"),
         *("CUDA_VISIBLE_DEVICES=5,6", "VLLM_NO_USAGE_STATS=1", "DO_NOT_TRACK=1"),
     } <= set(words)
+
+
+def test_nothing_is_compiled_without_a_gpu(
+    interpreter: Callable[..., str],
+    made: Callable[..., Child],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(child.shutil, "which", lambda name: None)
+    made(interpreter())
+    said = (tmp_path / "said").read_text()
+    assert said.rstrip().endswith("--max-model-len -1 --enable-scale-out --enforce-eager")
 
 
 def test_it_is_killed_and_started_again(
@@ -175,6 +188,13 @@ def test_it_dies_in_the_middle(interpreter: Callable[..., str], made: Callable[.
                 "echo '(API pid=2) RuntimeError: Engine core initialization failed.' >&2; exit 1",
             ],
             "torch.cuda.OutOfMemoryError: CUDA out of memory.",
+        ),
+        (
+            [
+                "echo 'WARNING can cause `OSError: [Errno 24] Too many open files`' >&2",
+                "echo 'ERROR [core] ValueError: Available memory is less' >&2; exit 1",
+            ],
+            "ValueError: Available memory is less",
         ),
         (["exit 3"], "it said nothing"),
         (["echo one; echo two; exit 3"], "two"),
@@ -246,8 +266,6 @@ def test_what_cannot_be_is_refused(
     monkeypatch.delenv("MODICUM_VLLM_PYTHON", raising=False)
     with pytest.raises(UserError, match="give `python`, the interpreter that has vLLM, or set MOD"):
         made("")
-    with pytest.raises(UserError, match="vLLM takes adapters up to rank 512, not 600"):
-        made("python", lora_rank=600)
     with pytest.raises(UserError, match=r"vLLM did not start: .*nowhere"):
         made("/nowhere/python")
 
@@ -268,6 +286,10 @@ import os, sys, time
 from pathlib import Path
 from modicum.serving.child import Child
 each = Child("model", sys.argv[1], log=Path(sys.argv[2]), patience=5.0)
+if (fork := os.fork()) == 0:  # a fork ends, and must not end the server
+    sys.exit()
+os.waitpid(fork, 0)
+assert each.server.alive()
 if os.fork() == 0:  # a fork lives on, and must not keep the server alive
     time.sleep(30)
     os._exit(0)
@@ -311,9 +333,8 @@ def test_a_server_that_does_not_want_to_end(
 def test_the_keeper_ends_no_group_but_its_own(tmp_path: Path) -> None:
     """Started without a session of its own it makes one."""
     keeper = str(HERE.parent / "src" / "modicum" / "serving" / "keeper.py")
-    pipe = subprocess.PIPE
-    command = [sys.executable, "-I", keeper, str(shutil.which("true"))]
-    with subprocess.Popen(command, stdin=pipe, stderr=pipe, text=True) as process:
+    command = [sys.executable, "-I", keeper, str(os.getpid()), str(shutil.which("true"))]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
         assert process.stderr is not None
         assert process.stderr.read() == "keeper: the program ended (0)\n"
         assert process.wait() == -signal.SIGKILL

@@ -31,10 +31,7 @@ pytestmark = [
 ]
 PROMPT = [40, 41, 42, 43, 44, 45, 46, 47] * 5
 CLOSE = 5e-5  # nats, in fp32; 6e-6 was measured
-SETTINGS: dict[str, Any] = {
-    **{"dtype": "float32", "max_length": 256, "lora_rank": 8, "memory": 0.1},
-    "more": ("--enforce-eager",),
-}
+SETTINGS: dict[str, Any] = {"dtype": "float32", "max_length": 256, "lora_rank": 8, "memory": 0.1}
 
 
 @pytest.fixture(scope="module")
@@ -122,14 +119,18 @@ def test_a_layer_is_published(server: Server, model: Any, tmp_path: Path) -> Non
     assert off(model, answers) < CLOSE
 
 
-@pytest.mark.parametrize("part", ["layers.5.self_attn.q_proj.weight", "layers.5.mlp.up_proj"])
+@pytest.mark.parametrize("part", ["self_attn.q_proj.weight", "mlp.up_proj"])
 def test_a_part_of_a_fused_layer_leaves_the_rest_undefined(
     server: Server, model: Any, tmp_path: Path, part: str
 ) -> None:
-    """The trap is still there, and the whole base mends what it broke."""
+    """The trap is still there, and the whole base mends what it broke. Of all layers: the memory that
+    one alone is given may happen to have what is right."""
     publish(server, whole(model), tmp_path / "base", "base")
     publish(server, moved(model, part), tmp_path / "part", "v1")
-    assert not off(model, drawn(server)) < 0.05
+    try:
+        assert off(model, drawn(server)) > 0.05
+    except UserError as error:
+        assert "draws from logits that are not numbers" in str(error)
     publish(server, whole(model), tmp_path / "again", "v2")
     assert off(model, drawn(server)) < CLOSE
 
@@ -162,7 +163,11 @@ def test_adapters_by_name(server: Server, model: Any, tmp_path: Path) -> None:
 def test_checksums_are_of_the_bytes(server: Server, model: Any, tmp_path: Path) -> None:
     """Those of what is not repacked, which a CPU does with the weights of linear layers."""
     publish(server, whole(model), tmp_path / "base", "base")
-    found, own = server.checksums(), whole(model)
+    own = whole(model)
+    found = {
+        name.rpartition(":")[2].replace(".base_layer.", "."): digest
+        for name, digest in server.checksums().items()
+    }
     assert len(found) == 44
     norms = [name for name in found if "norm" in name]
     assert len(norms) == 13
@@ -253,8 +258,7 @@ PARENT = """
 import sys, time
 from pathlib import Path
 from modicum.serving.child import Child
-more = ("--enforce-eager",)
-each = Child(sys.argv[1], log=Path(sys.argv[2]), memory=0.1, max_length=256, more=more)
+each = Child(sys.argv[1], log=Path(sys.argv[2]), memory=0.1, max_length=256)
 print(each.process.pid, flush=True)
 time.sleep(600)
 """

@@ -150,7 +150,7 @@ class Compute(Settings):
     engine: Literal["auto", "split", "library"] = digits("auto")
     """How the model is run: in stretches of layers, or by the library's whole forward."""
     sampler: str = fixed("local")
-    """What draws completions, as an expression: this process, token by token."""
+    """What draws completions: local, this process; vllm, a server of its own; server('http://...')."""
     parallel: str = digits("auto")
     """How several processes train together: none, ddp, zero, fsdp; auto is ddp under torchrun, else none."""
     trunk_bytes: Natural = digits(2**30)

@@ -7,7 +7,6 @@ import re
 import statistics
 from argparse import Namespace
 from collections.abc import Callable, Sequence
-from contextlib import closing
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -101,7 +100,7 @@ def gather(
         raise UserError(f"{path} was measured with another {other[0]}; --file takes another name")
     make_folder(path.parent)
     form = session.policy.tokenizer, sampling, session.examples
-    with Display() as display, closing(session.policy.sampler):
+    with Display() as display:
         while made["done"] < total:
             places = range(made["done"], min(made["done"] + CHUNK, total))
             problems = [task.problem("train", config.seed, place) for place in places]

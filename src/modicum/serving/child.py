@@ -7,7 +7,7 @@ import atexit
 import os
 import re
 import secrets
-import signal
+import shutil
 import socket
 import subprocess
 import sys
@@ -17,10 +17,10 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
-from modicum.child import deaf
 from modicum.serving import keeper
-from modicum.serving.client import Server, ServerGone
+from modicum.serving.client import Server, ServerGone, one_line
 from modicum.types import UserError
 
 MODULE = "vllm.entrypoints.openai.api_server"  # `vllm serve` does not know its CPU build's name
@@ -36,13 +36,13 @@ DROPPED = (
 )
 """Variables that the server does not inherit; the last are torchrun's, of other processes."""
 GIVEN = {
-    "VLLM_SERVER_DEV_MODE": "1",
-    "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "True",
-    "VLLM_NO_USAGE_STATS": "1",
-    "DO_NOT_TRACK": "1",
+    **{"VLLM_SERVER_DEV_MODE": "1", "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "True"},
+    **{"VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1"},
 }
 DEFAULTS = {"VLLM_CPU_OMP_THREADS_BIND": "nobind"}  # without a GPU it shares the cores with us
-FAULT = re.compile(r"\b(?:\w+\.)*\w*(?:Error|Exception): .+(?:\n {2}\S.+)?")
+FAULT = re.compile(
+    r"^(?!.*WARNING).*?(\b(?:\w+\.)*\w*(?:Error|Exception): .+(?:\n {2}\S.+)?)", re.M
+)
 
 
 def free_port() -> int:
@@ -54,35 +54,28 @@ def free_port() -> int:
 
 def gpus(first: int, count: int) -> str:
     """Some of the GPUs that this process sees, as another has to be told."""
-    seen = os.environ.get(VISIBLE, "")
-    names = seen.split(",") if seen else [str(number) for number in range(first + count)]
-    if first + count > len(names):
+    seen = os.environ.get(VISIBLE) or ",".join(map(str, range(first + count)))
+    names = seen.split(",")[first : first + count]
+    if len(names) < count:
         raise UserError(f"vllm: {count} GPUs from number {first} on, and {VISIBLE} is {seen}")
-    return ",".join(names[first : first + count])
+    return ",".join(names)
 
 
 @dataclass(eq=False)
 class Child:
     """Starts when it is made. UserError, one line, if it does not; what it says is in its log."""
 
-    model: str
-    """Its folder."""
-    python: str = ""
-    """The interpreter of an environment that has vLLM; MODICUM_VLLM_PYTHON says which else."""
-    memory: float = 0.5
-    """Share of the GPU's memory that it may take."""
-    sleep: bool = False
-    """Whether it can be put to sleep."""
+    model: str  # its folder
+    python: str = ""  # of an environment that has vLLM; MODICUM_VLLM_PYTHON says which else
+    memory: float = 0.5  # share of the GPU's memory that it may take
+    sleep: bool = False  # whether it can be put to sleep
     tensor_parallel: int = 1
     dtype: str = "auto"
-    max_length: int = 0
-    """Longest prompt with its completion, in tokens; 0: what fits its memory, up to the model's own."""
-    lora_rank: int = 0
-    """Largest rank of its adapters; 0: it takes none."""
+    max_length: int = -1  # of a prompt with its completion, in tokens; -1: what fits its memory
+    lora_rank: int = 0  # the largest of its adapters; 0: it takes none
     gpu: int | None = None
     """The first of its `tensor_parallel` GPUs, as torch counts those of this process; None: vLLM's choice."""
-    more: Sequence[str] = ()
-    """Further arguments of vLLM."""
+    more: Sequence[str] = ()  # arguments of vLLM
     log: Path | None = None
     """Where its output is appended; None: a temporary file, removed when it has ended well."""
     patience: float = 600.0
@@ -91,98 +84,76 @@ class Child:
 
     def __post_init__(self) -> None:
         self.process: subprocess.Popen[bytes] | None = None
-        os.register_at_fork(after_in_child=self._forget)
+        self._name = f"modicum-{secrets.token_hex(4)}"  # that no other server has
+        self._log = self.log or Path(tempfile.gettempdir(), f"{self._name}.log")
         self.restart()
 
     def restart(self) -> None:
         """End the server, if it runs, and start it: with the base's weights, and another URL."""
         self.close()
-        for _ in range(TRIES):
-            if self._start(free_port(), f"modicum-{secrets.token_hex(4)}"):
-                return
-        raise UserError(f"vLLM found its port taken {TRIES} times; its log is {self._log}")
+        atexit.register(self.close)
+        try:
+            for _ in range(TRIES):
+                if self._start(free_port()):
+                    return
+            raise UserError(f"vLLM found its port taken {TRIES} times; its log is {self._log}")
+        except (UserError, OSError, KeyboardInterrupt):
+            self.log = self._log  # stays, to be read
+            self.close()
+            raise
 
     def close(self) -> None:
-        """End the server and all that it has started, and wait until they are gone."""
+        """End the server and all that it has started, and wait until they are gone. A fork of this
+        process ends nothing: the keeper is no child of it."""
         process, self.process = self.process, None
         atexit.unregister(self.close)
-        if process is None:
-            return
-        assert process.stdin is not None
-        with suppress(OSError):
-            process.stdin.close()
-        try:
-            process.wait(keeper.GRACE + 5.0)
-        except subprocess.TimeoutExpired:
-            with suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
-        if self.log is None:
-            self._log.unlink(missing_ok=True)
+        if process is not None:
+            process.terminate()
+            process.wait()  # the keeper kills what does not want to end
+            if self.log is None:
+                self._log.unlink(missing_ok=True)
 
-    def arguments(self, port: int, name: str) -> list[str]:
+    def arguments(self, port: int) -> list[str]:
         """vLLM's own arguments."""
         told = {
-            **{"model": self.model, "served-model-name": name, "host": "127.0.0.1", "port": port},
+            **{"model": self.model, "served-model-name": self._name},
+            **{"host": "127.0.0.1", "port": port},
             # The log-probs of the distribution that is drawn from; no other settings than ours.
             **{"logprobs-mode": "processed_logprobs", "generation-config": "vllm"},
             **{"dtype": self.dtype, "gpu-memory-utilization": self.memory},
-            **{"tensor-parallel-size": self.tensor_parallel},
-            "max-model-len": self.max_length or -1,
+            **{"tensor-parallel-size": self.tensor_parallel, "max-model-len": self.max_length},
         }
-        flags = ["--enable-scale-out", *(["--enable-sleep-mode"] if self.sleep else [])]
+        flags = ["--enable-scale-out"]
+        if shutil.which("nvidia-smi") is None:
+            flags.append("--enforce-eager")  # without a GPU compiling takes minutes
+        if self.sleep:
+            flags.append("--enable-sleep-mode")
         if self.lora_rank:
-            room = [rank for rank in RANKS if rank >= self.lora_rank]
-            if not room:
-                raise UserError(f"vLLM takes adapters up to rank {RANKS[-1]}, not {self.lora_rank}")
-            told |= {
-                "max-lora-rank": room[0],
-                "max-loras": 2,
-            }  # the old one until the new one is in
+            room = next((rank for rank in RANKS if rank >= self.lora_rank), self.lora_rank)
+            told |= {"max-lora-rank": room, "max-loras": 2}  # the old one until the new one is in
             flags.append("--enable-lora")
         pairs = [text for key, value in told.items() for text in (f"--{key}", str(value))]
         return [*pairs, *flags, *self.more]
 
-    def _start(self, port: int, name: str) -> bool:
-        """Start it and wait until it answers; False if another program has its port."""
-        python = self.python or os.environ.get(PYTHON, "")
+    def _start(self, port: int) -> bool:
+        """Start it and wait until it answers by its name; False if another program has its port."""
+        python = self.python or os.environ.get(PYTHON)
         if not python:
             raise UserError(f"vllm: give `python`, the interpreter that has vLLM, or set {PYTHON}")
         kept = {key: text for key, text in os.environ.items() if key not in DROPPED}
         seen = {} if self.gpu is None else {VISIBLE: gpus(self.gpu, self.tensor_parallel)}
-        command = [sys.executable, "-I", keeper.__file__]
-        command += [python, "-m", MODULE, *self.arguments(port, name)]
-        self._log = self.log or Path(tempfile.gettempdir(), f"{name}.log")
-        with self._log.open("ab") as output, deaf():
+        command = [sys.executable, "-I", keeper.__file__, str(os.getpid())]
+        command += [python, "-m", MODULE, *self.arguments(port)]
+        how: dict[str, Any] = {"stdin": subprocess.DEVNULL, "stderr": subprocess.STDOUT}
+        how |= {"env": DEFAULTS | kept | GIVEN | seen, "start_new_session": True}
+        with self._log.open("ab") as output:
             began = output.tell()
-            self.process = subprocess.Popen(
-                command,
-                stdin=subprocess.PIPE,
-                stdout=output,
-                stderr=subprocess.STDOUT,
-                env={**DEFAULTS, **kept, **GIVEN, **seen},
-                start_new_session=True,
-            )
-        atexit.register(self.close)
+            self.process = subprocess.Popen(command, stdout=output, **how)
         self.server = Server(f"http://127.0.0.1:{port}", self.patience)
-        up = False
-        try:
-            up = self._wait(name, began)
-        finally:
-            if not up:
-                log, self.log = self.log, self._log  # stays, to be read
-                self.close()
-                self.log = log
-        return up
-
-    def _wait(self, name: str, began: int) -> bool:
-        """Wait until it answers by its name; False if another program has its port."""
-        assert self.process is not None
         until = time.monotonic() + self.start_seconds
         while self.process.poll() is None:
             with suppress(ServerGone):
-                if self.server.alive() and self.server.card()["id"] == name:
-                    self.server.release()
+                if self.server.alive() and self.server.about()["model"] == self._name:
                     return True
             if time.monotonic() > until:
                 limit = f"{self.start_seconds:g} s"
@@ -193,12 +164,5 @@ class Child:
             return False
         lines = [line for line in text.splitlines() if line and not line.startswith("keeper:")]
         fault = FAULT.search(text)
-        why = fault[0] if fault else lines[-1] if lines else "it said nothing"
-        why = " ".join(why.split())[:300]
+        why = one_line(fault[1] if fault else lines[-1] if lines else "it said nothing")
         raise UserError(f"vLLM did not start: {why}; its log is {self._log}")
-
-    def _forget(self) -> None:
-        """In a fork of this process: the server is the parent's, who alone holds its pipe."""
-        if self.process is not None and self.process.stdin is not None:
-            self.process.stdin.close()
-        self.process = None

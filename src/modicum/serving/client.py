@@ -3,31 +3,32 @@
 Source: vLLM 0.32, `vllm/entrypoints/scale_out/token_in_token_out`, `rl/online`, `serve/lora`, `serve/dev`.
 """
 
-import http.client
 import json
 import os
 import re
-import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import closing
+from functools import partial
+from http.client import HTTPConnection, HTTPException, HTTPSConnection
+from multiprocessing.pool import ThreadPool
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from modicum.types import UserError
+from modicum.types import Frozen, UserError
 
-KNOWN = ((0, 32), (0, 34))
-"""Versions of vLLM: from, and before. 0.31 has no checksums, and does not say which weights drew."""
+KNOWN = (32, 34)
+"""Versions 0.N of vLLM: from, and before. 0.31 has no checksums, and does not say which weights drew."""
 FIRST = "default"  # the version that a server says before one was published
 AT_ONCE = 256  # requests on their way
 CONNECT_SECONDS = 10.0
 AGAIN_SECONDS = (0.2, 1.0)  # before what may be asked twice is asked again
 LEAST = -9999.0  # what vLLM says in place of a log-prob that is no number
+GENERATE, ADAPT = "/inference/v1/generate", "/v1/load_lora_adapter"
 NEEDS = {
-    "/inference/v1/generate": "--enable-scale-out",
-    "/v1/load_lora_adapter": "--enable-lora, and VLLM_ALLOW_RUNTIME_LORA_UPDATING=True",
+    GENERATE: "--enable-scale-out",
+    ADAPT: "--enable-lora, and VLLM_ALLOW_RUNTIME_LORA_UPDATING=True",
 }
 """What a server lacks that does not have a path; of all others VLLM_SERVER_DEV_MODE."""
 
@@ -36,8 +37,7 @@ class ServerGone(Exception):
     """The connection broke, or no answer came in time: what the server was asked may not be done."""
 
 
-@dataclass(frozen=True)
-class Answer:
+class Answer(Frozen):
     """A completion: `versions` are those of the weights that drew it, in order."""
 
     tokens: tuple[int, ...]
@@ -52,83 +52,57 @@ class Server:
 
     def __init__(self, url: str, patience: float = 600.0) -> None:
         split = urlsplit(url)
-        if split.scheme not in ("http", "https") or not split.hostname:
+        if split.scheme not in ("http", "https") or not split.netloc:
             raise UserError(f"server {url!r}: not a URL such as http://127.0.0.1:8000")
         self.url, self.patience = url.rstrip("/"), patience
         self.version = ""
         """Of the weights that were published last; nothing before that."""
-        self._split = urlsplit(self.url)
-        self._open: set[http.client.HTTPConnection] = set()
-        self._stopped = threading.Event()
+        kind = HTTPSConnection if split.scheme == "https" else HTTPConnection
+        self._connection = partial(kind, split.netloc)
+        self._path = split.path.rstrip("/")
 
     def about(self) -> dict[str, Any]:
         """What it is: `release` of vLLM, `model`, its `root` and `max_model_len`, `dtype`, weight
         `version`. UserError where its version is not known, or its log-probs are of other settings."""
-        release, card = self.release(), self.card()
-        config = self._get("/server_info?config_format=json", "vllm_config")["model_config"]
+        release = self._told("/version", "version")
+        number = re.match(r"0\.(\d+)\.", release)
+        if not number or not KNOWN[0] <= int(number[1]) < KNOWN[1]:
+            raise UserError(
+                f"{self.url} is vLLM {release}; known are those from 0.{KNOWN[0]}, before"
+                f" 0.{KNOWN[1]} (scripts/vllm_env.sh installs one)"
+            )
+        card = self._told("/v1/models", "data")[0]  # adapters come after it
+        config = self._told("/server_info?config_format=json", "vllm_config")["model_config"]
         if config.get("logprobs_mode") != "processed_logprobs":
             raise UserError(f"{self.url} must be started with --logprobs-mode processed_logprobs")
         told = {"model": card["id"], "root": card["root"], "max_model_len": card["max_model_len"]}
         told |= {"dtype": str(config.get("dtype")).removeprefix("torch.")}
-        return {"release": release, **told, "version": self._get("/weight_info", "weight_version")}
+        return {"release": release, **told, "version": self._told("/weight_info", "weight_version")}
 
-    def release(self) -> str:
-        """Its version of vLLM, if that is known."""
-        release = str(self._get("/version", "version"))
-        found = tuple(int(number) for number in re.findall(r"\d+", release)[:2])
-        if not KNOWN[0] <= found < KNOWN[1]:
-            first, after = (".".join(map(str, end)) for end in KNOWN)
-            raise UserError(
-                f"{self.url} is vLLM {release}; known are those from {first}, before {after}"
-                " (scripts/vllm_env.sh installs one)"
-            )
-        return release
-
-    def card(self) -> dict[str, Any]:
-        """What it says of the model that it serves."""
-        return self._get("/v1/models", "data")[0]  # adapters come after it
-
-    def generate(
-        self, requests: Sequence[Mapping[str, Any]], progress: Callable[[int], None] | None = None
-    ) -> list[Answer]:
+    def generate(self, requests: Sequence[Mapping[str, Any]]) -> list[Answer]:
         """The completion of every request (`token_ids`, `sampling_params` with n = 1, `model` for an
-        adapter). `progress` is told how many are done. With a seed the same comes again, so a request
-        whose connection breaks is asked again."""
-        pool = ThreadPoolExecutor(min(AT_ONCE, len(requests)) or 1)
-        futures = [pool.submit(self._generate, request) for request in requests]
-        try:
-            for count, future in enumerate(as_completed(futures), 1):
-                future.result()
-                if progress is not None:
-                    progress(count)
-            return [future.result() for future in futures]
-        finally:
-            pool.shutdown(wait=False, cancel_futures=True)
-            self._hang_up()  # else, after a failure, the others would wait for their answers
-            pool.shutdown()
-            self._stopped.clear()
+        adapter); the first failure ends it. With a seed the same comes again, so a request whose
+        connection breaks is asked again."""
+        with ThreadPool(min(AT_ONCE, len(requests)) or 1) as pool:
+            found = dict(pool.imap_unordered(self._generate, enumerate(requests)))
+        return [found[place] for place in range(len(requests))]
 
     def load_tensors(self, folder: Path, version: str) -> None:
         """The server takes the tensors of `folder`, in checkpoint format, and says `version` from
         then on. A fused layer must come whole (docs/vllm.md)."""
         body = {"method": "reload_weights", "kwargs": {"weights_path": str(folder)}}
-        with self._paused(version):
-            self._ask("/collective_rpc", body)
+        self._load(version, {"/collective_rpc": body})
 
     def load_adapter(self, name: str, folder: Path, version: str, old: str = "") -> None:
         """The server takes a PEFT adapter under a name that it has never had, and drops `old`."""
-        with self._paused(version):
-            self._ask("/v1/load_lora_adapter", {"lora_name": name, "lora_path": str(folder)})
-            if old:
-                self._ask("/v1/unload_lora_adapter", {"lora_name": old})
+        asked = {ADAPT: {"lora_name": name, "lora_path": str(folder)}}
+        if old:
+            asked["/v1/unload_lora_adapter"] = {"lora_name": old}
+        self._load(version, asked)
 
     def checksums(self) -> dict[str, str]:
-        """SHA-256 of the bytes of each of its tensors, by vLLM's names. Those of several devices begin
-        with the device."""
-        found = self._told("/weight_checker", {"action": "checksum"}, "checksums")
-        names = {name: name.rpartition(":")[2].replace(".base_layer.", ".") for name in found}
-        one = len(set(names.values())) == len(names)
-        return {names[name] if one else name: digest for name, digest in found.items()}
+        """SHA-256 of the bytes of each of its tensors, by vLLM's names, which begin with the device."""
+        return self._told("/weight_checker", "checksums", {"action": "checksum"})
 
     def sleep(self) -> None:
         """Weights to the host's memory, the cache dropped, until `wake`: others may use the GPU."""
@@ -137,10 +111,16 @@ class Server:
     def wake(self) -> None:
         self._ask("/wake_up", {})
 
-    @contextmanager
-    def _paused(self, version: str) -> Iterator[None]:
-        """Nothing is drawn in here. What is drawn afterwards is of `version`; if this fails, of none."""
-        found = self._get("/weight_info", "weight_version")
+    def alive(self) -> bool:
+        """Whether it says that it is healthy."""
+        try:
+            return self._call("/health", patience=min(CONNECT_SECONDS, self.patience))[0] == 200
+        except (OSError, HTTPException):
+            return False
+
+    def _load(self, version: str, asked: Mapping[str, Mapping[str, Any]]) -> None:
+        """Ask this while nothing is drawn. What is drawn later is of `version`; if this fails, of none."""
+        found = self._told("/weight_info", "weight_version")
         if self.version and found != self.version:
             if found == FIRST:
                 raise ServerGone(f"{self.url} was started again, and has its first weights")
@@ -151,32 +131,23 @@ class Server:
         self._ask("/pause?mode=wait", {})
         try:
             self._label(f"part of {version}")
-            yield
-            self._reset()
+            for path, body in asked.items():
+                self._ask(path, body)
+            if not self._told("/reset_prefix_cache", "success", {}):
+                raise UserError(f"{self.url} cannot reset its prefix cache, of the old weights")
             self._label(version)
-        except (UserError, KeyboardInterrupt):
-            with suppress(ServerGone, UserError):  # the first error is the one to tell
-                self._ask("/resume", {})
-            raise
-        self._ask("/resume", {})
+        finally:
+            self._ask("/resume", {})
 
     def _label(self, version: str) -> None:
         self._ask("/update_weight_version", {"new_version": version})
         self.version = version
 
-    def _reset(self) -> None:
-        """Forget what prompts were run to: their states are of the old weights."""
-        for seconds in (*AGAIN_SECONDS, 0.0):
-            if self._told("/reset_prefix_cache", {}, "success"):
-                return
-            self._stopped.wait(seconds)
-        raise UserError(f"{self.url} cannot reset its prefix cache, which is of old weights")
-
-    def _generate(self, request: Mapping[str, Any]) -> Answer:
+    def _generate(self, numbered: tuple[int, Mapping[str, Any]]) -> tuple[int, Answer]:
+        """The completion of a request, with its number."""
+        number, request = numbered
         told = {"logprobs": 0} | dict(request["sampling_params"])
-        (choice,) = self._told(
-            "/inference/v1/generate", {**request, "sampling_params": told}, "choices", again=True
-        )
+        (choice,) = self._told(GENERATE, "choices", {**request, "sampling_params": told})
         if choice["finish_reason"] not in ("stop", "length"):
             raise ServerGone(f"{self.url} broke off a completion: {choice['finish_reason']}")
         logprobs = tuple(entry["logprob"] for entry in choice["logprobs"]["content"])
@@ -184,101 +155,68 @@ class Server:
             raise UserError(f"{self.url} draws from logits that are not numbers (NaN or infinite)")
         versions = tuple(span["version"] for span in choice["weight_versions"] or ())
         finished = choice["finish_reason"] == "stop"
-        return Answer(tuple(choice["token_ids"]), logprobs, finished, versions)
+        return number, Answer(tuple(choice["token_ids"]), logprobs, finished, versions)
 
-    def _get(self, path: str, key: str) -> Any:
-        return self._told(path, None, key, again=True)
-
-    def _told(
-        self, path: str, body: Mapping[str, Any] | None, key: str, again: bool = False
-    ) -> Any:
-        """What an answer has under `key`."""
-        text = self._ask(path, body, again)
+    def _told(self, path: str, key: str, body: Mapping[str, Any] | None = None) -> Any:
+        """What the answer has under `key`."""
+        text = self._ask(path, body)
         try:
             return json.loads(text)[key]
         except (ValueError, KeyError, TypeError):
-            raise UserError(
-                f"{self.url}{path} does not answer as vLLM does: {_line(text)}"
-            ) from None
+            why = f"does not answer as vLLM does: {one_line(text)}"
+            raise UserError(f"{self.url}{path} {why}") from None
 
-    def _ask(self, path: str, body: Mapping[str, Any] | None, again: bool = False) -> str:
-        """The text of the answer to a GET, or to a POST of `body`. `again`: it may be asked twice."""
-        pauses = list(AGAIN_SECONDS) if again else []
+    def _ask(self, path: str, body: Mapping[str, Any] | None = None) -> str:
+        """The text of the answer to a GET, or to a POST of `body`."""
+        where = f"{self.url}{path}"
+        pauses = list(AGAIN_SECONDS) if body is None or path == GENERATE else []
         while True:
             try:
                 status, text = self._call(path, body)
                 break
             except TimeoutError:
-                limit = f"{self.patience:g} s"
-                raise ServerGone(f"{self.url}{path} did not answer within {limit}") from None
-            except (OSError, http.client.HTTPException) as error:
-                if not pauses or self._stopped.wait(pauses.pop(0)):
-                    raise ServerGone(f"{self.url}{path}: {_line(repr(error))}") from None
+                limits = f"{self.patience:g} s ({CONNECT_SECONDS:g} s for a connection)"
+                raise ServerGone(f"{where} did not answer within {limits}") from None
+            except (OSError, HTTPException) as error:
+                if not pauses:
+                    raise ServerGone(f"{where}: {one_line(repr(error))}") from None
+                time.sleep(pauses.pop(0))
         if status == 200:
             return text
+        why = one_line(_message(text))
         if status >= 500 and not self.alive():
-            raise ServerGone(f"{self.url}{path}: {_line(_message(text))}")
-        if status == 404 and _message(text) == "Not Found":
-            need = NEEDS.get(path.partition("?")[0], "VLLM_SERVER_DEV_MODE=1")
+            raise ServerGone(f"{where}: {why}")
+        if status == 404 and why == "Not Found":
+            need = NEEDS.get(path, "VLLM_SERVER_DEV_MODE=1")
             raise UserError(f"{self.url} has no {path}: it must be started with {need}")
-        raise UserError(f"{self.url}{path}: {_line(_message(text))}")
-
-    def alive(self) -> bool:
-        """Whether it says that it is healthy."""
-        try:
-            limit = min(CONNECT_SECONDS, self.patience)
-            return self._call("/health", None, limit)[0] == 200
-        except (OSError, http.client.HTTPException):
-            return False
+        raise UserError(f"{where}: {why}")
 
     def _call(
-        self, path: str, body: Mapping[str, Any] | None, patience: float | None = None
+        self, path: str, body: Mapping[str, Any] | None = None, patience: float | None = None
     ) -> tuple[int, str]:
-        secure = self._split.scheme == "https"
-        kind = http.client.HTTPSConnection if secure else http.client.HTTPConnection
-        assert self._split.hostname is not None
+        """Status and text of an answer."""
         patience = self.patience if patience is None else patience
-        limit = min(CONNECT_SECONDS, patience)
-        connection = kind(self._split.hostname, self._split.port, timeout=limit)
         key = os.environ.get("VLLM_API_KEY")
         headers = {"Content-Type": "application/json"}
         headers |= {"Authorization": f"Bearer {key}"} if key else {}
-        self._open.add(connection)
-        try:
-            try:
-                connection.connect()
-            except TimeoutError:
-                raise ConnectionError(f"no connection within {limit:g} s") from None
-            if self._stopped.is_set():
-                raise ConnectionError("hung up")
+        verb, data = ("GET", None) if body is None else ("POST", json.dumps(body))
+        with closing(self._connection(timeout=min(CONNECT_SECONDS, patience))) as connection:
+            connection.connect()
             connection.sock.settimeout(patience)
-            data = None if body is None else json.dumps(body)
-            verb = "GET" if body is None else "POST"
-            connection.request(verb, self._split.path + path, data, headers)
+            connection.request(verb, self._path + path, data, headers)
             answer = connection.getresponse()
             return answer.status, answer.read().decode(errors="replace")
-        finally:
-            self._open.discard(connection)
-            connection.close()
-
-    def _hang_up(self) -> None:
-        """Break off all calls that are on their way."""
-        self._stopped.set()
-        for connection in list(self._open):
-            with suppress(OSError, AttributeError):  # not yet connected, or no longer
-                connection.sock.shutdown(2)
 
 
 def _message(text: str) -> str:
     """What an answer that is no success says."""
     try:
         told = json.loads(text)
-        error = told.get("error", told.get("detail", text))
-        return str(error["message"] if isinstance(error, dict) else error)
-    except (ValueError, AttributeError, KeyError):
+        return str(told["error"]["message"] if "error" in told else told["detail"])
+    except (ValueError, TypeError, KeyError):
         return text
 
 
-def _line(text: str) -> str:
+def one_line(text: str) -> str:
     """The beginning of a text, as one line."""
     return " ".join(text.split())[:300]

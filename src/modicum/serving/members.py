@@ -19,6 +19,11 @@ from modicum.updates.base import Prepared
 
 __all__ = ["Served", "Vllm", "parse"]
 
+CPU_MEMORY = 0.25  # share of a host's memory, at most, which others use as well
+ON_CPU = ("--enforce-eager", "--no-enable-chunked-prefill")
+"""Compiling takes minutes there, and a prompt that is run in parts ends vLLM 0.32 where requests have seeds
+("CPU Generator does not use offset")."""
+
 
 def served(loaded: Loaded, prepared: Prepared | None, rows: int, **how: Any) -> ServedSampler:
     """A sampler of a policy by servers."""
@@ -49,17 +54,18 @@ class Vllm(SamplerSettings):
                 f"sampler vllm: what vLLM makes of {base.name_or_path} has tensors of other names; modicum"
                 " export --format merged makes a model folder of it that both read alike"
             )
-        made = served(loaded, prepared, rows, sleeps=self.sleep and loaded.device.type == "cuda")
+        on_gpu = loaded.device.type == "cuda"
+        made = served(loaded, prepared, rows, sleeps=self.sleep and on_gpu)
         made.start = lambda: Child(
             base.name_or_path,
             self.python,
-            self.memory,
+            self.memory if on_gpu else min(self.memory, CPU_MEMORY),
             made.sleeps,
             self.tensor_parallel,
             self.dtype or str(base.dtype).removeprefix("torch."),
             lora_rank=made.publisher.rank,
             gpu=loaded.device.index,
-            more=("--enforce-eager",) * (loaded.device.type == "cpu"),  # compiling takes minutes
+            more=ON_CPU * (not on_gpu),
         )
         return made
 

@@ -11,6 +11,7 @@ import os
 import shutil
 import tempfile
 import time
+import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -213,6 +214,7 @@ class ServedSampler(Sampler):
         if self.folder is None:
             shared = SHARED if os.access(SHARED, os.W_OK) else None
             self.folder = Path(tempfile.mkdtemp(prefix=NAME, dir=self.place or shared))
+            weakref.finalize(self, shutil.rmtree, self.folder, ignore_errors=True)
         new = f"{self.folder.name}-{version}-{self.count}"  # that no server has had
         base, own, size = what.write(self.folder / new)
         self.count += 1
@@ -225,9 +227,10 @@ class ServedSampler(Sampler):
                 server.load_adapter(new, own, version, old)
 
         self._each(load)
-        for folder in [base] + [self.folder / old] * bool(own and old):
-            if folder is not None:
-                shutil.rmtree(folder, ignore_errors=True)
+        if base is not None:
+            shutil.rmtree(base)
+        if own is not None and old:  # the present one may be read again
+            shutil.rmtree(self.folder / old)
         self.version, self.adapter, publisher.sent = version, new if own else old, known
         self.dirty = set()
         self.seconds, self.bytes = self.seconds + time.perf_counter() - began, self.bytes + size
