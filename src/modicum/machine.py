@@ -2,7 +2,6 @@
 
 import contextlib
 import ctypes
-import functools
 import gc
 import os
 import platform
@@ -119,34 +118,27 @@ def number_in(path: str | Path, key: str = "", unit: int = 1) -> int | None:
 
 def environment() -> dict[str, Any]:
     """Versions, machine and commit, as a run folder records them."""
-    named = None
+    commit, named, versions = None, None, dict[str, str | None].fromkeys(PACKAGES)
+    for name in PACKAGES:
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            versions[name] = metadata.version(name)
+    command = ["git", "-C", str(Path(__file__).resolve().parent), "rev-parse", "HEAD"]
+    how: dict[str, Any] = {"text": True, "timeout": 5, "stderr": subprocess.DEVNULL}
+    with contextlib.suppress(OSError, subprocess.SubprocessError):
+        commit = subprocess.check_output(command, **how).strip()
     with contextlib.suppress(OSError):
         named = re.search(r"model name\s*:(.*)", Path("/proc/cpuinfo").read_text())
     torch, cuda = sys.modules.get("torch"), _cuda()
     return {
         "python": platform.python_version(),
-        "versions": _installed()["versions"],
+        "versions": versions,
         "platform": platform.platform(),
         "processor": named[1].strip() if named else platform.processor() or platform.machine(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads() if torch is not None else None,
         "gpu": cuda.get_device_name() if cuda else None,
-        "commit": _installed()["commit"],
+        "commit": commit,
     }
-
-
-@functools.cache
-def _installed() -> dict[str, Any]:
-    """What else does not change while a process runs: the versions of packages, and the commit."""
-    found: dict[str, Any] = {"versions": dict.fromkeys(PACKAGES), "commit": None}
-    for name in PACKAGES:
-        with contextlib.suppress(metadata.PackageNotFoundError):
-            found["versions"][name] = metadata.version(name)
-    command = ["git", "-C", str(Path(__file__).resolve().parent), "rev-parse", "HEAD"]
-    how: dict[str, Any] = {"text": True, "timeout": 5, "stderr": subprocess.DEVNULL}
-    with contextlib.suppress(OSError, subprocess.SubprocessError):
-        found["commit"] = subprocess.check_output(command, **how).strip()
-    return found
 
 
 class Stopped(KeyboardInterrupt):
