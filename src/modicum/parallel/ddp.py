@@ -127,11 +127,10 @@ class Ddp(Team, frozen=False):
 
 def _line(completion: Completion) -> list[Any]:
     """A completion in JSON, without what its process keeps of its way."""
-    c, origin = completion, completion.origin and astuple(completion.origin)
-    return [c.tokens, c.logprobs, c.text, c.finished, origin]
+    c = completion
+    return [c.tokens, c.logprobs, c.text, c.finished, c.origin and astuple(c.origin)]
 
 
 def _read(told: Sequence[Any]) -> Completion:
-    tokens, logprobs, text, finished, origin = told
-    made = origin and Origin(*origin)
-    return Completion(tuple(tokens), tuple(logprobs), text, finished, origin=made)
+    tokens, logprobs, *rest, origin = told
+    return Completion(tuple(tokens), tuple(logprobs), *rest, origin=origin and Origin(*origin))

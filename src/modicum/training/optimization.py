@@ -19,7 +19,7 @@ from modicum.parallel import Team
 from modicum.types import UserError
 from modicum.updates.base import Prepared
 from modicum.updates.proofs import ChangeProof
-from modicum.updates.schedule import Decision
+from modicum.updates.schedule import Decision, below
 from modicum.updates.stepper import StepCounters, Stepper, sent
 
 SAMPLE = 4096  # entries of a tensor
@@ -196,27 +196,24 @@ class Optimization(Stepper):
         self.masters.drawn, active = dict(state["drawn"]), frozenset[str](state["active"])
         if scale := state.get("scale"):  # of the loss, and how many steps it has been
             self.masters.scale.value, self.masters.scale.calm = scale
-        parts: dict[str, dict[str, Tensor]] = {"value": {}, "entries": {}, "base": {}}
+        trainable = self.prepared.trainable
+        values, base = below("value/", tensors), below("base/", tensors)
         states: dict[str, dict[str, dict[str, Tensor]]] = {"optimizer": {}, "parked": {}}
-        for full, tensor in tensors.items():
-            kind, _, rest = full.partition("/")
-            if kind in parts:
-                parts[kind][rest] = tensor
-            elif kind in states:
-                key, _, owner = rest.partition("/")
-                states[kind].setdefault(owner, {})[key] = tensor
-        trainable, values = self.prepared.trainable, parts["value"]
+        for kind, held in states.items():
+            for full, tensor in below(f"{kind}/", tensors).items():
+                key, _, owner = full.partition("/")
+                held.setdefault(owner, {})[key] = tensor
         odd = sorted((values.keys() | active) - trainable.keys()) or sorted(active - values.keys())
         if odd:
             raise UserError(f"checkpoint {folder} is of another update or model (see {odd[0]})")
-        self.entries = parts["entries"]
+        self.entries = below("entries/", tensors)
         self.masters.drop(self.masters.held)
         self.optimizer.state.clear()
         self.prepared.activate(active)
-        for name, value in parts["base"].items():
+        for name, value in base.items():
             trainable[name].copy_(value)
         # What the schedule only looks at so far is in the checkpoint and has not been stepped.
-        moved = parts["base"].keys() | states["optimizer"].keys() | states["parked"].keys()
+        moved = base.keys() | states["optimizer"].keys() | states["parked"].keys()
         for name, parameter in trainable.items():
             value, target = values.get(name, parameter.detach()), parameter.detach()
             # What has optimizer state, or more than the model holds of it, has a master, resting
@@ -239,6 +236,6 @@ class Optimization(Stepper):
             self.optimizer.state[master.tensor] = {**own, **cut, **counted}
         self.parked = {name: sent(own, "cpu") for name, own in states["parked"].items()}
         finish()
-        self.visited, self.rebased = moved, set(parts["base"])
+        self.visited, self.rebased = moved, set(base)
         self._regroup()
         self.proof.resume(state["pushed"], state["moved"], state["tried"])
