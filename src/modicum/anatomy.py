@@ -1,8 +1,7 @@
 """What training did to the weights: how many entries changed, where, and in how many directions.
 
 docs/anatomy.md has the numbers, of W0 the base and W the policy, adapters merged, in fp32. Singular
-values are roots of the eigenvalues of the smaller Gram matrix in fp64, but for those of rounding.
-"""
+values are roots of the eigenvalues of the smaller Gram matrix in fp64, but for those of rounding."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence

@@ -2,8 +2,7 @@
 the styles, which say how a prompt asks for it. All marks are read whatever the style.
 
 With `symbolic=True` algebra is compared too, in a child process (modicum.grading.equivalence): the
-text of a model can make an algebra system hang or fill the memory. No text raises, whatever it is.
-"""
+text of a model can make an algebra system hang or fill the memory. No text raises, whatever it is."""
 
 import json
 import math

@@ -3,8 +3,7 @@
     pairwise    -log sigma(r_c - r_r) + 0.01 (r_c + r_r)^2     Bradley-Terry, scores around zero
     pointwise   (log(1 + exp(-r_c)) + log(1 + exp(r_r))) / 2   right or wrong alone (arXiv 2110.14168)
 
-Problems weigh alike, parts of the split have none in common, and intervals are over them. B pair.
-"""
+Problems weigh alike, parts of the split have none in common, and intervals are over them. B pair."""
 
 import hashlib
 import itertools

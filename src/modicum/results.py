@@ -1,7 +1,6 @@
 """What is written to disk and read again, typed once: `fill` reads, `dataclasses.asdict` writes.
 
-Unknown keys are left out, what has a default may be missing or null. Units: fractions, bytes, seconds.
-"""
+Unknown keys are left out, what has a default may be missing or null. Units: fractions, bytes, seconds."""
 
 import dataclasses
 import math

@@ -1,8 +1,7 @@
 """When a run ends before its steps: a condition on what it measures, or no better evaluations.
 
 `accuracy >= 0.9` is looked at after each evaluation, `reward/mean > 0.8` after each step, as the
-mean of the last five that logged it. A resumed run decides as the uncut one does (`Stop.replay`).
-"""
+mean of the last five that logged it. A resumed run decides as the uncut one does (`Stop.replay`)."""
 
 import operator
 import re

@@ -78,8 +78,7 @@ class Completion(Frozen):
     of `tokens[t]` under the sampling distribution (temperature, top-p and top-k included), `trunk`
     what the engine kept of its way. `reference` has the reference's log-probs of the tokens, where
     an objective asks for them before the advantages, `values` what a critic made of each. Once a sampler
-    elsewhere is corrected (`objectives.corrections`), it has `weights`, and `sampled` what the sampler said.
-    """
+    elsewhere is corrected (`objectives.corrections`), it has `weights`, and `sampled` what the sampler said."""
 
     tokens: tuple[int, ...]
     logprobs: tuple[float, ...]

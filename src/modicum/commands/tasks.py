@@ -1,7 +1,6 @@
 """`modicum tasks`: what tasks there are, their problems, and whether they are sound.
 
-`modicum audit-reward` tries rewards on them, and `modicum grade` grades answers of any.
-"""
+`modicum audit-reward` tries rewards on them, and `modicum grade` grades answers of any."""
 
 import itertools
 import json

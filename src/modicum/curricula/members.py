@@ -155,8 +155,7 @@ class AdaRFT(ByArm):
     """The problems nearest to a difficulty that rises while more than `beta` of the answers is right.
 
     Difficulties are from 0 to 100; `rescale` stretches others to that. A problem comes once an epoch.
-    Source: AdaRFT, arXiv 2504.05520, whose sampler gives the same ones again while the target stays.
-    """
+    Source: AdaRFT, arXiv 2504.05520, whose sampler gives the same ones again while the target stays."""
 
     name: ClassVar[str] = "adarft"
     directed: ClassVar[bool] = True

@@ -7,8 +7,7 @@ parts have equal sizes. A split of up to `RANKED` problems is ranked whole, anot
 
 By arms: the next problem of one of several levels, or single problems. Levels are those of a
 procedural task (`arithmetic(terms=(2, 3, 4))`), or the difficulties of a fixed set where these are
-ten at most, or else five parts of equal size by rank; problems without a difficulty are the last.
-"""
+ten at most, or else five parts of equal size by rank; problems without a difficulty are the last."""
 
 import bisect
 import itertools

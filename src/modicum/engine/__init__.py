@@ -1,8 +1,7 @@
 """The engine: sampling completions, and the log-probs and gradients of a policy.
 
 `policy_of` makes the policy of a loaded model; `make` chooses how a model is run: in
-stretches of layers (`split`), or whole (`library`).
-"""
+stretches of layers (`split`), or whole (`library`)."""
 
 from modicum.engine.base import Asked, Changed, Engine, Groups, Sampler, Scorer, Trunk
 from modicum.engine.policy import Policy, make, policy_of

@@ -1,8 +1,7 @@
 """The agreement proof: completions were sampled from the policy that is trained.
 
 docs/agreement.md has the checks and what each finds that the others cannot, the slopes, and how
-much rounding may make (`Agreement.own`, measured at every check).
-"""
+much rounding may make (`Agreement.own`, measured at every check)."""
 
 from collections.abc import Sequence
 from dataclasses import replace

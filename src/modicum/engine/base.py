@@ -4,8 +4,7 @@ They share nothing but the policy's weights. An `Engine` is a scorer that can al
 token, for the sampler `local`; a sampler that owns its loop (a server) needs no engine.
 
 Shapes: P prompt, G member, B = P x G rows, N completion tokens laid end to end, H hidden,
-V vocabulary.
-"""
+V vocabulary."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence

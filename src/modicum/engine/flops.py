@@ -17,8 +17,7 @@ computed, over whole tables of the longest prompt and row; backward recomputes t
 Left out: the check of two completions by the library's forward, slots of a cache whose row
 has ended (and, off a CPU, what such a row still draws), element-wise work, and what does not grow with the tokens (DoRA's norms).
 
-Shapes: W what work grows with (`WORK`), L layer, the head after the last.
-"""
+Shapes: W what work grows with (`WORK`), L layer, the head after the last."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace

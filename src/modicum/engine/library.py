@@ -5,8 +5,7 @@ padded on the right, where causal attention never looks. It is what the split en
 against. What an architecture cannot do, `engine.probe.probe` finds out before anything is sampled.
 
 Shapes: P prompt, G member, B = P x G rows, T token, N completion tokens laid end to end,
-H hidden, V vocabulary.
-"""
+H hidden, V vocabulary."""
 
 import inspect
 from collections.abc import Mapping, Sequence

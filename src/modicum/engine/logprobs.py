@@ -5,8 +5,7 @@ chunks of tokens, so that a vocabulary V costs a chunk x V and not B x T x V. `b
 chunk's gradient before the next chunk begins, so that a chunk's logits are computed once.
 It knows no run: the loop, the planner and a page of one's own call `forward_backward` alike.
 
-Shapes: H hidden, V vocabulary, R row, N completion tokens of the rows laid end to end.
-"""
+Shapes: H hidden, V vocabulary, R row, N completion tokens of the rows laid end to end."""
 
 import bisect
 from collections.abc import Callable, Iterator, Sequence

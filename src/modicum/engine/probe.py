@@ -4,8 +4,7 @@ No attribute says whether one decodes padded prompts with a cache that can be re
 out. So the engine `library` is tried against forwards of each sequence alone, and its decoder
 with the head around it. What differs is not used (`library.Abilities`).
 
-Shapes: B row, V vocabulary.
-"""
+Shapes: B row, V vocabulary."""
 
 from collections.abc import Iterator
 from typing import Any, Literal

@@ -4,8 +4,7 @@
 
 The LoRA is in no model: while a score is made, the base's own linear layers add it to what they give,
 with the policy's adapter off or its first weights in place (`Prepared.reference`). So nothing is merged,
-and no two adapters act at once. A report has the scores of a few completions, its witnesses.
-"""
+and no two adapters act at once. A report has the scores of a few completions, its witnesses."""
 
 import itertools
 from collections.abc import Callable, Sequence
@@ -49,8 +48,7 @@ def last_states(scorer: Scorer, prompt: Tokens, answers: Sequence[Tokens]) -> Te
 def scores(model: Any, sequences: Sequence[Tokens]) -> Tensor:
     """What a classifier of one label says [R] of whole sequences.
 
-    It reads the last token that differs from that which it pads with, so that is one that none has.
-    """
+    It reads the last token that differs from that which it pads with, so that is one that none has."""
     fill = next(n for n in itertools.count() if all(n not in tokens for tokens in sequences))
     rows = [torch.tensor(tokens, device=model.device) for tokens in sequences]
     ids_RT = pad_sequence(rows, batch_first=True, padding_value=fill)

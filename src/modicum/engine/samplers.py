@@ -3,8 +3,7 @@
 To add one: a file with a `Sampler`, a frozen dataclass of its settings (`SamplerSettings`),
 and its row in SAMPLERS. The contract suite (tests/test_samplers.py) picks it up.
 
-Shapes: P prompt, G member, B living row, R = P x G rows begun, T token, V vocabulary.
-"""
+Shapes: P prompt, G member, B living row, R = P x G rows begun, T token, V vocabulary."""
 
 import math
 from abc import ABC, abstractmethod

@@ -5,8 +5,7 @@ else. A token is drawn by inverting the cumulative distribution at its uniform. 
 completion does not depend on what it was batched with, beyond the last bits of the
 logits, nor on where a run was resumed.
 
-Shapes: B row, V vocabulary, N tokens laid end to end, K block of S tokens.
-"""
+Shapes: B row, V vocabulary, N tokens laid end to end, K block of S tokens."""
 
 import hashlib
 from typing import Any

@@ -3,8 +3,7 @@
 `Slope`, of a difference d on a known direction x, is 0 for one policy and 1 for the fault; groups
 are its clusters, since members share the rounding of their prompt.
 
-Shapes: N completion tokens laid end to end, C cluster.
-"""
+Shapes: N completion tokens laid end to end, C cluster."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace

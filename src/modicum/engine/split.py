@@ -9,8 +9,7 @@ token is that of launching them. Where the shapes stay (`models.cache.Static`) t
 as a CUDA graph, which is then replayed for every token until the room of the rows grows.
 
 Shapes: P prompt, G member, S = P x G rows begun, B living row, N tokens laid end to end,
-T completion token, H hidden, V vocabulary.
-"""
+T completion token, H hidden, V vocabulary."""
 
 from collections.abc import Callable, Mapping, Sequence
 from itertools import accumulate

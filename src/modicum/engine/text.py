@@ -1,8 +1,7 @@
 """What tokens say: the texts of completions, and the stop strings that end them.
 
 Texts are decoded and never put together from tokens, so this is exact whatever the tokenizer: a
-stop string may begin and end within tokens, and its characters may be cut between them.
-"""
+stop string may begin and end within tokens, and its characters may be cut between them."""
 
 import re
 from collections.abc import Sequence

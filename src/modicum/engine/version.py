@@ -1,8 +1,7 @@
 """Which weights completions were drawn from, and at which settings.
 
 The version is a hash of the numbers that train, taken where they are used: by the sampler of
-the weights that it samples from, by the trainer of its own.
-"""
+the weights that it samples from, by the trainer of its own."""
 
 import hashlib
 from collections.abc import Mapping, Sequence

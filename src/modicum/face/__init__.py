@@ -1,7 +1,6 @@
 """The calls of `import modicum`: train, evaluate, compare, study, report, load.
 
-docs/python.md explains them. Nothing here imports torch before a call needs it.
-"""
+docs/python.md explains them. Nothing here imports torch before a call needs it."""
 
 from modicum.face.evaluation import compare, evaluate
 from modicum.face.training import TrainResult, load, report, train

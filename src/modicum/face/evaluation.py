@@ -67,8 +67,7 @@ def evaluate(
     """Accuracy, pass@k and maj@k of a model or of a run's policy on held-out problems.
 
     `model` is what `train` takes, a run folder or the result of a run. `base` says where the base of
-    a run is now, if it has moved, or that of an adapter. `settings` are those of `EvaluateConfig`.
-    """
+    a run is now, if it has moved, or that of an adapter. `settings` are those of `EvaluateConfig`."""
     from modicum.display import Display
 
     name, own = folder_of(model), model.parts if isinstance(model, TrainResult) else None

@@ -1,8 +1,7 @@
 """The folder of a PEFT adapter in the place of a model: its base, with the adapter on top.
 
 What PEFT would only warn of (a tensor that is not in the file, or that no layer takes) is an error
-here. Dropout is left out.
-"""
+here. Dropout is left out."""
 
 import warnings
 from collections.abc import Iterator, Mapping

@@ -6,8 +6,7 @@ up on the left with zeros, and every row goes on from what it left, gradients in
 
 Shapes: N tokens laid end to end, P prompt, L token of a prompt, B row, T token of a row,
 M places of the padded tables [P, L] and [B, T], K key/value head, H query head, D size of
-a head, S key, C channel of the convolution.
-"""
+a head, S key, C channel of the convolution."""
 
 from collections.abc import Sequence
 from typing import Any

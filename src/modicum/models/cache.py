@@ -3,8 +3,7 @@
 In a call of the layers one is the attention plan.
 
 Shapes: N living row (of `Static` any row that is run), P prompt, G member, S = P x G slot, L token of a prompt, T token of a
-row, K key/value head, R query heads that share one, H = K x R query head, D size of a head.
-"""
+row, K key/value head, R query heads that share one, H = K x R query head, D size of a head."""
 
 from collections import Counter
 from collections.abc import Sequence

@@ -1,7 +1,6 @@
 """What the config of a model says: whether it is a causal language model, and its sizes.
 
-Of GGUF files, which the library reads, this mends what it leaves wrong.
-"""
+Of GGUF files, which the library reads, this mends what it leaves wrong."""
 
 import re
 import tomllib

@@ -3,8 +3,7 @@
 The layers are the library's own modules; tokens come packed (`attention.Packed`) or one a row
 (`cache.Cache`). A family is in FAMILIES when a test shows that this equals the library's forward.
 
-Shapes: N tokens laid end to end, H hidden, V vocabulary.
-"""
+Shapes: N tokens laid end to end, H hidden, V vocabulary."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext

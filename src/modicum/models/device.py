@@ -2,8 +2,7 @@
 
 Each is asked for, or chosen, by device; on a CPU all is as if this module were not there.
 
-Shapes: N token, H hidden, V vocabulary.
-"""
+Shapes: N token, H hidden, V vocabulary."""
 
 from collections.abc import Sequence
 from functools import cache

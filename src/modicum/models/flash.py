@@ -3,8 +3,7 @@
 A causal mask is aligned to the end where there are more keys than queries, so a row whose keys are its
 prompt's and its own looks at all of its prompt. The padded way (`attention.weigh`) is the reference.
 
-Shapes: N tokens laid end to end, M keys, one list a sequence after the other, S sequence and one more.
-"""
+Shapes: N tokens laid end to end, M keys, one list a sequence after the other, S sequence and one more."""
 
 import inspect
 from collections.abc import Sequence

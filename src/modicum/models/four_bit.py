@@ -5,8 +5,7 @@
 
 A layer unpacks W in the run's dtype for every product and keeps none. Hashes, proofs and exports read
 `numbers`, never the packed bytes. bitsandbytes' own layer packs these another way on some CPUs, after which
-nothing unpacks them (docs/memory.md): only its tensors are used. Meta tensors are sizes alone, without it.
-"""
+nothing unpacks them (docs/memory.md): only its tensors are used. Meta tensors are sizes alone, without it."""
 
 import logging
 from collections.abc import Collection

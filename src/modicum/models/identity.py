@@ -11,8 +11,7 @@ numbers are summed with odd weights w, and SHA-256 has the sums alone:
 
 One other bit changes s by an odd number times a power of two below 2^64. Two numbers of a row that change
 places show, as no two weights differ by a multiple of 2^33 (tests/test_marks.py). Marks compare tensors
-of one run.
-"""
+of one run."""
 
 import hashlib
 import json

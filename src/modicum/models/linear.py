@@ -2,8 +2,7 @@
 
 Of a few rows on a CPU the weight is the left factor, y^T = W x^T, as the matrix library splits W among
 its blocks and not the few rows. LoRA is one fused `addmm` on top of W x. In fp32 each low-precision
-weight is made so as its layer begins, and given up as it ends.
-"""
+weight is made so as its layer begins, and given up as it ends."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext

@@ -1,7 +1,6 @@
 """Loading a causal language model: the tiny base, a local folder, a GGUF file, or a hub id.
 
-Everything that can be wrong with what was named becomes one line.
-"""
+Everything that can be wrong with what was named becomes one line."""
 
 import os
 import re

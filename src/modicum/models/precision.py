@@ -2,8 +2,7 @@
 
 Gradients are summed in the master, the optimizer moves it, and its rounded value is written back
 (`rounding.rounded`). In fp16 the loss is multiplied by a `LossScale` before. Where only some entries of a tensor train, it is the vector of their differences
-from the start. docs/precision.md
-"""
+from the start. docs/precision.md"""
 
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any

@@ -2,8 +2,7 @@
 
 A value v between its neighbours a < v < b there becomes b with the chance (v - a) / (b - a) and
 else a (Gupta et al. 2015, arXiv 1502.02551; Croci et al. 2022, doi 10.1098/rsos.211631). The noise
-has 16 bits and is a hash of a key and of the entry's flat index; two neighbours share 32 bits of one.
-"""
+has 16 bits and is a hash of a key and of the entry's flat index; two neighbours share 32 bits of one."""
 
 import hashlib
 import struct

@@ -7,8 +7,7 @@ product is one more product, and each has its B. The policy's weights are never 
 
 A copy can be stale. It is refreshed where a tensor has trained since it was laid out (`moved`), or lies at
 another place in memory, or was written to in a way that torch counts; so a frozen trunk is laid out once.
-`check` compares it with the policy's weights by other means.
-"""
+`check` compares it with the policy's weights by other means."""
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence

@@ -1,8 +1,7 @@
 """What all objectives share: advantages, weights, a KL term, an entropy bonus.
 
 Weights, and all else that looks at more than one token, are made of the whole batch before it is cut
-into micro-batches and chunks. Shapes: P problem, G member, R row, N completion tokens end to end.
-"""
+into micro-batches and chunks. Shapes: P problem, G member, R row, N completion tokens end to end."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence

@@ -2,8 +2,7 @@
 
 Each draws, scores and trains its share of the groups of a step, and all are told what came of them: they
 make the same decisions from the same numbers. A run asks the `Team` that it holds, and never how many they
-are. To add one: a file with a `Team` and its row in PARALLEL; tests/test_parallel.py picks it up.
-"""
+are. To add one: a file with a `Team` and its row in PARALLEL; tests/test_parallel.py picks it up."""
 
 import os
 

@@ -2,8 +2,7 @@
 
 Gradients are summed once a step, after the last micro-batch (torch's DDP wraps one `forward`, which an
 engine that runs layers in stretches never calls). A loss is divided by counts of all groups, so that the
-sum is what one process would have. Numbers of the host go by gloo, tensors of GPUs by NCCL.
-"""
+sum is what one process would have. Numbers of the host go by gloo, tensors of GPUs by NCCL."""
 
 import json
 import os

@@ -2,8 +2,7 @@
 
 Of the layers from the lowest trained one up a process then has its rows of every matrix, and one layer
 whole: that which runs, forward or back. A gradient is summed as it is made, and each keeps its rows. At all
-other times layers are whole, and the tensors that they always were (docs/parallel.md).
-"""
+other times layers are whole, and the tensors that they always were (docs/parallel.md)."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager

@@ -2,8 +2,7 @@
 
 Gradients are whole until the step's end, and then a sum of which every process gets its rows; weights are
 published from all pieces. So a GPU has 1/N of the masters and of the optimizer's state (ZeRO, arXiv
-1910.02054, stage 1), as DTensors `Shard(0)`, which the optimizer takes for ordinary ones.
-"""
+1910.02054, stage 1), as DTensors `Shard(0)`, which the optimizer takes for ordinary ones."""
 
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, Self

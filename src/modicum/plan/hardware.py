@@ -1,7 +1,6 @@
 """Machines to plan for: memory, rates of matrix products, bandwidth.
 
-`known.toml` has the vendor's numbers of GPUs; a card's gigabytes are taken as GiB.
-"""
+`known.toml` has the vendor's numbers of GPUs; a card's gigabytes are taken as GiB."""
 
 import re
 import tomllib

@@ -2,8 +2,7 @@
 
 torch asks for aligned memory, and glibc (malloc.c of 2.36, `_int_memalign`) cuts it out of room for
 the size, the alignment and a smallest chunk. What is left at its ends goes to the small objects of
-autograd's graph while that grows: then a freed block is no room for one of the same size.
-"""
+autograd's graph while that grows: then a freed block is no room for one of the same size."""
 
 from bisect import bisect_left, insort
 

@@ -1,8 +1,7 @@
 """Code run without data, and the memory that it would hold.
 
 While a `Live` is entered, every storage on torch's meta device is recorded from when it is made to
-when nothing holds it. torch's FakeTensorMode gives the same bytes, in three times the time.
-"""
+when nothing holds it. torch's FakeTensorMode gives the same bytes, in three times the time."""
 
 import weakref
 from collections import Counter

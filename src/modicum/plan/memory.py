@@ -3,8 +3,7 @@
 What lives for a while, masters and gradients come from the engine's own code (`trace`), the rest from
 shapes (docs/plan.md). Of sets that a schedule may choose, the one that reaches lowest and the largest
 are planned, and the larger plan counts. What is no tensor: `libraries`, and `allocator`: on a CPU the
-holes of glibc's heap (`heap`) in the phases that it grows in, on a GPU an assumed share.
-"""
+holes of glibc's heap (`heap`) in the phases that it grows in, on a GPU an assumed share."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field

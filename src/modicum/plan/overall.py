@@ -1,8 +1,7 @@
 """The plan of a run: memory by part and phase, FLOPs, time, and whether it fits a machine.
 
 Times are a roofline's: an estimate (docs/plan.md), of shares that docs/engine.md measured on a CPU
-and that are assumed on a GPU.
-"""
+and that are assumed on a GPU."""
 
 import dataclasses
 from collections.abc import Sequence

@@ -3,8 +3,7 @@
 Completions twice as long as the worked solutions of the problems, and the largest batches with which
 such completions fit by the planner's own account (`search`). Whatever is given is kept. A run is
 refused (`check`) where at completions of at most `SHORT` tokens the plan is above the free memory by
-more than `MARGIN`. Longer ones may end it later; `modicum plan` shows it at `max_tokens`.
-"""
+more than `MARGIN`. Longer ones may end it later; `modicum plan` shows it at `max_tokens`."""
 
 from bisect import bisect
 from collections.abc import Sequence
@@ -228,8 +227,7 @@ def advice(config: TrainConfig, machine: Machine, lengths: Lengths, subject: Sub
 def check(config: TrainConfig, parts: RunParts | None = None) -> None:
     """UserError when the run certainly cannot fit the device that it would get here.
 
-    Reads the model's config alone (UserError without); one that does not say enough is let through.
-    """
+    Reads the model's config alone (UserError without); one that does not say enough is let through."""
     where = choose_device(config.compute.device)
     room = free_memory(where)
     if room is None or config.trust.trust_remote_code:

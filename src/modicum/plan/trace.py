@@ -1,8 +1,7 @@
 """A step of a run on tensors without data: what is alive in sampling, training and the step.
 
 The engine's own code runs. Done by hand: the sampling loop, of which the first token and the last
-are run (between them only the cache would fill), and what the optimizer keeps.
-"""
+are run (between them only the cache would fill), and what the optimizer keeps."""
 
 from collections.abc import Collection, Sequence
 from copy import copy

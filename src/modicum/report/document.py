@@ -1,7 +1,6 @@
 """A report as data: sections of blocks, which a `Builder` collects and `page` renders.
 
-A text may hold `code` in backticks. What a model wrote stands in `Sample`s alone.
-"""
+A text may hold `code` in backticks. What a model wrote stands in `Sample`s alone."""
 
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence

@@ -1,8 +1,7 @@
 """The report of runs or of a study: one self-contained HTML page, Markdown, figure files.
 
 Nothing may be loaded, and of scripts only the page's own runs, named by its SHA-256. What a model
-wrote is escaped. `page.html` and `page.md` have a macro for each kind of block.
-"""
+wrote is escaped. `page.html` and `page.md` have a macro for each kind of block."""
 
 import base64
 import hashlib

@@ -1,7 +1,6 @@
 """A run folder as data: config, metric columns, samples, completions and the result.
 
-Only `config.toml` and `metrics.jsonl` must be there: a run that still goes on has no result.
-"""
+Only `config.toml` and `metrics.jsonl` must be there: a run that still goes on has no result."""
 
 import itertools
 import math

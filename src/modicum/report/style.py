@@ -1,8 +1,7 @@
 """How figures look, their small panels, and the SVG text that they become; the same runs, the same bytes.
 
 In a page every colour is a CSS variable with a default; a file has the plain colours. matplotlib is
-imported only when a figure is drawn, and never its pyplot.
-"""
+imported only when a figure is drawn, and never its pyplot."""
 
 import hashlib
 import io
@@ -201,8 +200,7 @@ def grid(
 ) -> tuple[Figure, list[Axes]]:
     """A figure of one small panel for each title; only the outer ones have numbers, all one scale.
 
-    `height` is a panel's, `margin` the room at the left, in inches; no `columns`: small multiples.
-    """
+    `height` is a panel's, `margin` the room at the left, in inches; no `columns`: small multiples."""
     most = BROAD if columns else 2.6
     columns = columns or min(2 if narrow else 5, len(titles))
     lines = -(-len(titles) // columns)

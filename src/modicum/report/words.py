@@ -1,8 +1,7 @@
 """How reports write numbers (a missing one is a dash) and lists, and their templates.
 
 Each section of `words.txt` is one text, filled with values by name; that of a figure has its text
-alternative, a line ---, and its caption. A text may end its lines anywhere.
-"""
+alternative, a line ---, and its caption. A text may end its lines anywhere."""
 
 import importlib.resources
 import math

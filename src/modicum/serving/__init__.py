@@ -2,5 +2,4 @@
 
 `client` speaks with a server, `child` starts and ends one of ours, over `keeper`, which outlives us by
 seconds and ends it when we cannot. None of them needs torch. `sampler` asks servers for completions, `publish`
-says what they are sent after an update, `proof` that they have it; `members` are the settings.
-"""
+says what they are sent after an update, `proof` that they have it; `members` are the settings."""

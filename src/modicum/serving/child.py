@@ -1,7 +1,6 @@
 """A vLLM server of our own: started with the interpreter of another environment, ended with us.
 
-`keeper` stands between, which ends the server when this process is gone, by `kill -9` too.
-"""
+`keeper` stands between, which ends the server when this process is gone, by `kill -9` too."""
 
 import atexit
 import os

@@ -1,7 +1,6 @@
 """The client of a vLLM server: tokens in and out over HTTP, weights by files that it reads.
 
-Source: vLLM 0.32, `vllm/entrypoints/scale_out/token_in_token_out`, `rl/online`, `serve/lora`, `serve/dev`.
-"""
+Source: vLLM 0.32, `vllm/entrypoints/scale_out/token_in_token_out`, `rl/online`, `serve/lora`, `serve/dev`."""
 
 import json
 import os

@@ -3,8 +3,7 @@
     python keeper.py PARENT PROGRAM ARGUMENT ...       PARENT is a process id
 
 Its whole process group ends with it: by SIGTERM, and by SIGKILL after GRACE seconds or when the program
-has ended. Imports nothing of ours.
-"""
+has ended. Imports nothing of ours."""
 
 import os
 import signal

@@ -2,8 +2,7 @@
 
 Log-probs cannot show it: vLLM and transformers in bf16 differ by more than a step moves them. So every
 completion says the version of the weights that it was drawn from, and the server's own tensors are compared,
-by SHA-256 of their bytes, with the policy's, put together as the server puts them together.
-"""
+by SHA-256 of their bytes, with the policy's, put together as the server puts them together."""
 
 import hashlib
 import re

@@ -3,8 +3,7 @@
 Tensors go by the names of the checkpoint, a unit at a time: what a server holds as one tensor (q, k, v with
 their biases; gate, up; a block that is built otherwise) it fills from all parts of it, and what is missing
 there becomes garbage. An adapter that is B A alone goes as one; any other is merged, W' of one layer after the
-other, in fp32 on a copy. What has the values that were sent last is not sent again.
-"""
+other, in fp32 on a copy. What has the values that were sent last is not sent again."""
 
 import json
 from collections.abc import Collection, Iterable, Iterator, Mapping

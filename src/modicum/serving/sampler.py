@@ -2,8 +2,7 @@
 
 Weights are sent when the next completions are asked for (`publish`) and proved to be there (`proof`). What is
 drawn depends on keys alone: the seed of a request is 31 bits of the SHA-256 of key and member, so that a server
-that was started again gives with the same weights what the old one would have given, but for rounding.
-"""
+that was started again gives with the same weights what the old one would have given, but for rounding."""
 
 import hashlib
 import math

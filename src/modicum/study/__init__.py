@@ -1,7 +1,6 @@
 """Studies: several updates, each tuned and run over several seeds, compared with one control.
 
-docs/study.md, and docs/statistics.md for model, formulas, measured error rates.
-"""
+docs/study.md, and docs/statistics.md for model, formulas, measured error rates."""
 
 from modicum.study.design import Allowance, Placebos, Study, Tuning
 from modicum.study.launch import StudyObserver

@@ -5,8 +5,7 @@ control's by number, problems by place (`compare`; docs/statistics.md). The resa
 study (`analysis_seed`), so the same runs give the same file. `report/verdict.txt` has the words, which
 say no more than what was tested.
 
-    S seed, I problem
-"""
+    S seed, I problem"""
 
 import json
 import re

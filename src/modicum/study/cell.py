@@ -3,8 +3,7 @@
 A cell is a run folder. It ends with `result.json`, or with `failed.json` that says why not;
 NAME.log beside it has what its process would have printed, and NAME.lock names the process that
 runs it, of whichever machine. The base is evaluated once for each split, in a cell of its own,
-since all arms start from it. `python -m modicum.study.cell JOB.json` runs one that was written down.
-"""
+since all arms start from it. `python -m modicum.study.cell JOB.json` runs one that was written down."""
 
 import json
 import os

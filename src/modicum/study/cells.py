@@ -2,8 +2,7 @@
 
 Each arm has the same number of tries of its learning rate, judged on the tune split. With `halving`
 (Jamieson and Talwalkar 2016, arXiv 1502.07943) every round starts from the base, since a run's
-length may enter its schedule.
-"""
+length may enter its schedule."""
 
 import math
 import statistics

@@ -1,8 +1,7 @@
 """What a study compares, as `study.toml` (docs/study.md) says it: arms, seeds, budget, tuning, margin.
 
 An arm is a set of settings over the common ones: those of its expression in `arms`, and those
-of a table `[arm."NAME"]`.
-"""
+of a table `[arm."NAME"]`."""
 
 import dataclasses
 import re

@@ -7,8 +7,7 @@ whose half-width h is a MOVER interval (Zou and Donner 2008):
 
 a hierarchical bootstrap of pivots (T* = (mean* - mean) / standard error*), or an interval over problems.
 
-    R resample, S seed, I problem
-"""
+    R resample, S seed, I problem"""
 
 import math
 from collections.abc import Callable
@@ -76,8 +75,7 @@ class Spread(Frozen):
     def seeds_needed(self, margin: float, alpha: float = 0.05) -> int | None:
         """The smallest number of seeds above those there are that settles an arm with a chance of 80 %.
 
-        `alpha` is one-sided. None: `MOST` are not enough, as more do not shrink B/I; or one seed.
-        """
+        `alpha` is one-sided. None: `MOST` are not enough, as more do not shrink B/I; or one seed."""
         problems, variances = self.num_problems, self.components
         if variances is None or self.none:
             return None

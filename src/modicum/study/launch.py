@@ -1,8 +1,7 @@
 """The cells of a study, run by a launcher: which are next, and what comes of those that end.
 
 A cell that is there already is never run again, and one that another process runs, of whichever
-machine, is waited for.
-"""
+machine, is waited for."""
 
 import itertools
 import signal

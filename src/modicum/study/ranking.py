@@ -1,8 +1,7 @@
 """The units of a scan (layers, blocks of layers, parts), ranked by what they gain, and shown.
 
 docs/scan.md has gain, its two intervals and contribution (arXiv 2607.01232). Departure from the
-paper: it trains long runs of large models; a short budget ranks how fast units learn.
-"""
+paper: it trains long runs of large models; a short budget ranks how fast units learn."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace

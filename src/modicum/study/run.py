@@ -1,7 +1,6 @@
 """A study from its design to its verdict: the order of the work, and its folder.
 
-Only what is missing is run, so an interrupted study goes on where it was.
-"""
+Only what is missing is run, so an interrupted study goes on where it was."""
 
 import itertools
 import shutil
@@ -50,8 +49,7 @@ def run_study(
     runs are made ("local", "here", "slurm(partition='gpu')"), and `jobs` is that of local, how
     many at a time. Cells that failed stay failed unless `retry_failed`. `observer` is told how
     it goes. Raises UserError for what cannot be done and RunInterrupted after Ctrl-C; the same
-    call goes on from there. Several processes may run one study, on machines that share its folder.
-    """
+    call goes on from there. Several processes may run one study, on machines that share its folder."""
     with opened(study, out, jobs, launcher, retry_failed, observer) as bench:
         made, say = bench.study, bench.observer.say
         say(f"{made.question}\n{len(bench.arms)} arms x {len(made.seeds)} seeds in {bench.folder}")

@@ -1,7 +1,6 @@
 """A scan: a study whose arms train one unit of a model each, ranked by what they gain.
 
-Its statistics are `ranking`'s, since the best of many units is looked for, not a verdict.
-"""
+Its statistics are `ranking`'s, since the best of many units is looked for, not a verdict."""
 
 import tomllib
 from collections.abc import Mapping, Sequence

@@ -1,7 +1,6 @@
 """The metrics of a run to TensorBoard, Weights & Biases, Trackio or MLflow, by their libraries.
 
-docs/trackers.md says what is logged, and when. A library is imported by the run that uses it.
-"""
+docs/trackers.md says what is logged, and when. A library is imported by the run that uses it."""
 
 import importlib.util
 import json

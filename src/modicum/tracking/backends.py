@@ -1,8 +1,7 @@
 """The four trackers, each offline unless the settings say otherwise.
 
 TensorBoard's files are written in this thread: its asynchronous writer would report a full disk
-from another, and torch's needs torch. MLflow has a SQLite store, since its file store is closed.
-"""
+from another, and torch's needs torch. MLflow has a SQLite store, since its file store is closed."""
 
 import contextlib
 import io

@@ -1,7 +1,6 @@
 """Checkpoints: the fp32 values of what trains, the optimizer's state, counters, curriculum.
 
-Nothing is in them that the config, the seed and the base model give again.
-"""
+Nothing is in them that the config, the seed and the base model give again."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager

@@ -4,8 +4,7 @@ It reads states of the policy without a gradient into it, or of a model of its o
 of what neither trains. An `Optimization` moves it, with its own clip and change proof. States are read in
 fp32 over their root mean square, so that one rate fits layers of any scale.
 
-Shapes: R row, N completion tokens of the rows laid end to end, H hidden.
-"""
+Shapes: R row, N completion tokens of the rows laid end to end, H hidden."""
 
 from __future__ import annotations
 
@@ -123,8 +122,7 @@ class Critic:
     def follow(self, lowest: int) -> dict[str, int]:
         """Hear of the lowest layer that trains now; what is to be logged.
 
-        Where it is below the layer whose input is read, which would change, the critic begins anew.
-        """
+        Where it is below the layer whose input is read, which would change, the critic begins anew."""
         counters = self.counters
         if counters.depth is None or lowest >= counters.depth:
             return {}

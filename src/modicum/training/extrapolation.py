@@ -8,8 +8,7 @@ Step 0 is the base. Of every tensor, over step 0 and all checkpoints that are th
     first direction  share of the largest squared singular value of the stacked changes since step 0
 
 Both come from the products of these changes, a small table. Nothing is trained. Of an adapter theta
-are its factors, so that their product leaves the line where k is large.
-"""
+are its factors, so that their product leaves the line where k is large."""
 
 from collections.abc import Mapping
 from pathlib import Path

@@ -1,8 +1,7 @@
 """The batch of a step, with what the objective must hear from the model for it, and the gold verdicts.
 
 The reference's log-probs for a KL in the reward, a critic's values, and the entropy at every token where
-only a share of them trains; all of the whole batch. Most objectives ask for none, and nothing is run.
-"""
+only a share of them trains; all of the whole batch. Most objectives ask for none, and nothing is run."""
 
 import math
 import statistics

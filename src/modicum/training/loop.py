@@ -2,8 +2,7 @@
 
 It names no variant: updates, rewards, objectives and curricula are values that were
 chosen before it began. All randomness comes from (seed, step), so a run that was killed
-and resumed gives what the uncut run gives.
-"""
+and resumed gives what the uncut run gives."""
 
 from collections.abc import Callable, Sequence
 from contextlib import closing

@@ -4,8 +4,7 @@ Every key of a metric is explained in docs/metrics.md; a test keeps that complet
 
 And what a run ends with: `result.json`, and `anatomy.json` with what changed in every tensor. The first
 says that the run is finished, so it comes last and once: a run that is killed before has only its end to
-do again.
-"""
+do again."""
 
 import math
 from collections.abc import Callable, Mapping
@@ -36,8 +35,7 @@ def rollout_metrics(step: int, rollout: Rollout) -> dict[str, float]:
     """Metrics of the sampled completions, with one `reward/` key a term.
 
     NaN is no verdict and left out of means; a term without any verdict has no key. They are of all
-    groups that were drawn; `kept/` ones are of those that are trained, where some may be left out.
-    """
+    groups that were drawn; `kept/` ones are of those that are trained, where some may be left out."""
     groups, scores, rewards_PG = rollout[:3]
     completions = [c for group in groups for c in group.completions]
     flat = [s for row in scores for s in row]

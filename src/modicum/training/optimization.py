@@ -2,8 +2,7 @@
 
 The optimizer sees the masters of what trains now, in groups of equal step size.
 How much of what they learnt has arrived in the model, whose weights are coarser, is sum(p m) / sum(m m)
-with the changes p of the weights and m of the masters, over a sample of entries (docs/precision.md).
-"""
+with the changes p of the weights and m of the masters, over a sample of entries (docs/precision.md)."""
 
 from collections.abc import Mapping
 from typing import Any, ClassVar

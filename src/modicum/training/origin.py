@@ -2,8 +2,7 @@
 
 They lie in files that may have changed when the run goes on. So their hashes stand in
 `environment.json`, from the first moment (a checkpoint may be long in coming), beside the folder
-that the run was begun in, from which relative paths lead.
-"""
+that the run was begun in, from which relative paths lead."""
 
 import os
 import platform

@@ -9,8 +9,7 @@ the other way round (`rate.FirstSteps`). For an update that gives
                as in the objective and without clipping, that the moved policy would have won
 
 and gain(0.1) ranks layers by what training them comes to, on the tasks of docs/rates.md, which says
-where it fails. Adapters of which one factor begins at 0 are underrated, and so is the whole model.
-"""
+where it fails. Adapters of which one factor begins at 0 are underrated, and so is the whole model."""
 
 import math
 from collections.abc import Callable, Sequence

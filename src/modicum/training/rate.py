@@ -5,8 +5,7 @@
 The gradient of one half of a rollout's problems makes first steps, the completions of the other half say
 the KL (k3 of http://joschu.net/blog/kl-approx.html, unbiased and never below 0). On the completions of the
 gradient itself it would be up to five times as large. docs/rates.md has the steps, and what the rule was
-measured on.
-"""
+measured on."""
 
 import math
 from collections.abc import Callable, Sequence

@@ -2,8 +2,7 @@
 
 And what a run says while no step has had a signal, and when it ends so.
 
-Shapes: P problem, G member.
-"""
+Shapes: P problem, G member."""
 
 import sys
 from collections.abc import Sequence

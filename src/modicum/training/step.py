@@ -10,8 +10,7 @@
 
 Forward only: each stage takes what the one before it made; `loop.run_step` calls them.
 
-Shapes: P problem, G member.
-"""
+Shapes: P problem, G member."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace

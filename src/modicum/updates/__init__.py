@@ -1,7 +1,6 @@
 """Updates: what of a model trains.
 
-To add one: one file with a frozen dataclass, and its row in UPDATES (docs/updates.md).
-"""
+To add one: one file with a frozen dataclass, and its row in UPDATES (docs/updates.md)."""
 
 from typing import TYPE_CHECKING
 

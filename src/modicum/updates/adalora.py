@@ -6,8 +6,7 @@ Over T steps with a signal the budget of all layers falls from the first ranks' 
 
 PEFT's layers and rank allocator do the work, but nothing drives them by itself under GRPO.
 `Ranks` calls the allocator and adds the gradient of the penalty in closed form
-(docs/updates.md).
-"""
+(docs/updates.md)."""
 
 from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar

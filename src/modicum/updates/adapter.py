@@ -2,8 +2,7 @@
 
 No dropout: sampling and training would see different policies. The base is never merged into
 while training. The reference is the adapter switched off, or its first values: of one that was
-there before and goes on (`go_on`), and where the start rewrites the base (`rewrites_base`).
-"""
+there before and goes on (`go_on`), and where the start rewrites the base (`rewrites_base`)."""
 
 from contextlib import AbstractContextManager
 from typing import Any, ClassVar

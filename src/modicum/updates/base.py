@@ -2,8 +2,7 @@
 
 An update is a frozen dataclass with `apply(model, seed) -> Prepared`. After that exactly the
 tensors in `Prepared.active` have `requires_grad`; `Prepared.trainable` holds all that may ever
-train in the run.
-"""
+train in the run."""
 
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping

@@ -2,8 +2,7 @@
 
 Sources: arXiv 1911.03090 (last layers), 2106.10199 (biases), 2210.11466 (blocks). Departure:
 embedding, final norm and head stay frozen unless they are asked for. With tied embeddings
-training the head trains the embedding, and backward reaches the bottom of the model.
-"""
+training the head trains the embedding, and backward reaches the bottom of the model."""
 
 from abc import abstractmethod
 from collections.abc import Container

@@ -1,7 +1,6 @@
 """Driving an update in a training loop that is not the package's own (docs/outside.md).
 
-The loop keeps its loss, its optimizer and its scheduler of the learning rate.
-"""
+The loop keeps its loss, its optimizer and its scheduler of the learning rate."""
 
 import warnings
 from typing import Any, Self

@@ -4,8 +4,7 @@
 of steps with a signal; eta = |n_before - n_now| / n_before. The lowest layer whose eta reaches
 the percentile is the new bottom; what is below freezes for good, with the first layer the
 embedding. *SlimFit* (arXiv 2305.18513): a unit's distance is mean(|w_old - w_new| / |w_old|) of
-its last step; the int(rate * units) lowest rest. Departures are in docs/updates.md.
-"""
+its last step; the int(rate * units) lowest rest. Departures are in docs/updates.md."""
 
 from collections.abc import Mapping
 from typing import Annotated, Any

@@ -5,8 +5,7 @@ departures. Three are made from the base's weights, by exact decompositions whos
 rounded (`rounded`), so that the last bits, which depend on the number of threads, are gone: a
 run can be taken up with another number of threads. PEFT's starts take a whole SVD, round B and
 A to the base's dtype and cannot be previewed, so only its LoRA layers are used. LoRA-XS is built
-into these too, with a module in B's place whose `weight` is U S R.
-"""
+into these too, with a module in B's place whose `weight` is U S R."""
 
 from abc import abstractmethod
 from typing import Annotated, Any, ClassVar

@@ -18,8 +18,7 @@ bias correction, as in the reference code. docs/updates.md has the departures.
 
     b = m b + (1 - m) g          u = m b + (1 - m) g                 (Nesterov)
     X = u / |u|, five times      X = a X + (b2 + c X X^T) X X^T X    (Newton and Schulz)
-    W -= rate * 0.2 sqrt(max(rows, columns)) * X                     (arXiv 2502.16982)
-"""
+    W -= rate * 0.2 sqrt(max(rows, columns)) * X                     (arXiv 2502.16982)"""
 
 from abc import abstractmethod
 from collections.abc import Callable

@@ -2,8 +2,7 @@
 
 And rules: how the optimizer moves what trains, and what it keeps for that. All state is in tensors, so
 that a checkpoint can hold it. How far a step goes is counted in spacings: a number of fp32 that is to
-move by less than half of one stays as it is.
-"""
+move by less than half of one stays as it is."""
 
 import tomllib
 from abc import ABC, abstractmethod

@@ -3,8 +3,7 @@
 What trains, when, and from which start stays the update's; only the rule that turns gradients
 into steps is another. As `@` binds from the left, `(sgd @ lora) @ last(2)` is read as
 `sgd @ (lora @ last(2))`. `matrices` has those that treat the matrices of the layers in a way of
-their own.
-"""
+their own."""
 
 from copy import copy
 from typing import Self

@@ -3,8 +3,7 @@
 PEFT does the work; docs/updates.md has sources and departures. *VeRA*: y + b * (B (d * (A x))).
 *TinyLoRA*: W + B R A with R = sum over i of v_i P_i. *MiSS*: one matrix of rank x out numbers,
 repeated along the input. *OFT*: the input is rotated by PEFT's series for (I + Q)(I - Q)^-1,
-I + 2Q + 2Q^2 + 2Q^3 + Q^4, or by (I - Q)(I + Q)^-1 (`exact`); Q is skew. *SHiRA*: random entries.
-"""
+I + 2Q + 2Q^2 + 2Q^3 + Q^4, or by (I - Q)(I + Q)^-1 (`exact`); Q is skew. *SHiRA*: random entries."""
 
 from collections.abc import Callable
 from functools import partial

@@ -1,7 +1,6 @@
 """What an update would train in a model, and what that costs, before any weight is loaded.
 
-The model is built from its config on torch's meta device: names and shapes, no memory.
-"""
+The model is built from its config on torch's meta device: names and shapes, no memory."""
 
 from statistics import fmean as mean
 

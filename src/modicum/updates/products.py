@@ -1,8 +1,7 @@
 """The matrix products of backward: which weights are multiplied, and how often.
 
 A matrix costs one product a token for its own gradient, if it trains, and one for that of its
-input, if anything that trains comes before it ("Backward cost" in docs/updates.md).
-"""
+input, if anything that trains comes before it ("Backward cost" in docs/updates.md)."""
 
 from collections.abc import Callable, Iterator
 from typing import Any

@@ -2,8 +2,7 @@
 
 Every tensor is hashed before training, after the first step, at each checkpoint and at the end.
 The hashes of loading (`models.identity`) are not taken over for what is frozen: some adapters
-rewrite it when they begin, and a proof that believed an older hash would prove less.
-"""
+rewrite it when they begin, and a proof that believed an older hash would prove less."""
 
 from collections.abc import Iterable, Mapping, Sequence
 

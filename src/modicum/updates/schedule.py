@@ -3,8 +3,7 @@
 A schedule decides at rollout boundaries only, so that a step is always taken on completions of
 the policy that trains. Steps without a signal (all rewards within every group equal) are not
 shown to it and not counted. The optimizer's state of what stops training is its policy: `keep`
-leaves it where it is, `reset` deletes it, `cpu` moves it to the CPU and back.
-"""
+leaves it where it is, `reset` deletes it, `cpu` moves it to the CPU and back."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence

@@ -3,8 +3,7 @@
 Sources: arXiv 2505.11711 and 2511.08567; docs/updates.md has the scores. fisher and taylor
 measure in `warmup` steps with a signal, in which nothing moves. After that, and from the start
 otherwise, the optimizer holds vectors of differences (models/precision.SparseMaster), so that
-weight decay pulls weights to the base. Departure: `run` takes a share of each tensor.
-"""
+weight decay pulls weights to the base. Departure: `run` takes a share of each tensor."""
 
 from collections.abc import Callable, Mapping
 from pathlib import Path

@@ -1,8 +1,7 @@
 """One optimizer step under a schedule, and what becomes of the optimizer at a switch.
 
 The same for the package's own loop (`training.optimization`) and for others (`driver`). What
-starts to train gets fresh moments, their bias correction included, or those that were kept.
-"""
+starts to train gets fresh moments, their bias correction included, or those that were kept."""
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass

@@ -1,8 +1,7 @@
 """Where an adapter goes, the matrices that PEFT can put one beside, and which never train and can rest.
 
 The first are the layers that multiply by a matrix and are called as such; experts that lie in one
-tensor are reached as parameters, by `lora(experts=True)`.
-"""
+tensor are reached as parameters, by `lora(experts=True)`."""
 
 from collections.abc import Collection
 

@@ -1,7 +1,6 @@
 """An update in transformers.Trainer and in what is built on it, such as TRL's GRPOTrainer.
 
-A thin shell around `driver`; docs/outside.md says what a Trainer brings with it.
-"""
+A thin shell around `driver`; docs/outside.md says what a Trainer brings with it."""
 
 from typing import Any
 

@@ -2,8 +2,7 @@
 
 docs/updates.md has the departures. `badam_ratio` cuts a tensor into runs of about 1/ratio
 neighbours, of which one entry each trains, the next one in the next turn: a round of turns
-trains every entry once, and starts at others of the runs, drawn from the seed.
-"""
+trains every entry once, and starts at others of the runs, drawn from the seed."""
 
 from collections.abc import Mapping, Sequence
 from itertools import combinations

@@ -2,8 +2,7 @@
 
 RGN_p is the mean over some steps of |g|/|p|; the step of p is multiplied by RGN_p / max_q RGN_q.
 `snr` brings the means over entries of mean(g)^2 / var(g) to 0..1 over all tensors, and lets
-those step that reach `threshold`. docs/updates.md has the departures.
-"""
+those step that reach `threshold`. docs/updates.md has the departures."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping

@@ -1,8 +1,7 @@
 """Accuracy of the base and of each run or arm: bars with intervals; by difficulty; and the forest plot.
 
 That has every arm's difference from the control, with the margin: thick is the 90 % interval, thin
-the 95 % one. What goes beyond the axis ends in an arrow.
-"""
+the 95 % one. What goes beyond the axis ends in an arrow."""
 
 import itertools
 import math

@@ -1,7 +1,6 @@
 """Curves of a study: learning, what else the runs logged, tuning; the control behind in grey.
 
-Learning and tuning have a panel for each arm, all else is a table: a row an arm, a column a metric.
-"""
+Learning and tuning have a panel for each arm, all else is a table: a row an arm, a column a metric."""
 
 import math
 from collections.abc import Mapping, Sequence

@@ -2,8 +2,7 @@
 
 A run is smoothed by a centred mean over a tenth of its steps. Of several seeds a line is the mean
 as far as all of them went; its band goes from the lowest seed to the highest. `gold` is of what is
-right against the root of the KL from the base, under a learned reward.
-"""
+right against the root of the KL from the base, under a learned reward."""
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence

@@ -2,8 +2,7 @@
 
 Where run folders are missing, `curves.json` (what `compact` made of them) takes their place. Columns
 of a seed are of one length: step, tokens and seconds (cumulative), and metrics, each a mean over a bin
-of steps where there are many. Families of arms, kinds of their updates, have the colours and a marker each.
-"""
+of steps where there are many. Families of arms, kinds of their updates, have the colours and a marker each."""
 
 import math
 from collections.abc import Mapping, Sequence

@@ -1,8 +1,7 @@
 """Launchers: where the cells of a study run, named by one expression (`--launcher`).
 
 To add one: a `Launcher`, a frozen dataclass of its settings, and its row in LAUNCHERS. The contract
-suite (tests/test_study_launch.py) picks it up; docs/launchers.md explains each.
-"""
+suite (tests/test_study_launch.py) picks it up; docs/launchers.md explains each."""
 
 from dataclasses import replace
 

@@ -1,8 +1,7 @@
 """Cells as commands of a scheduler, on machines that share the study's folder with this one.
 
 A command is `python -m modicum.study.cell JOB.json` (`cell.main`), all that is ever pickled: by
-submitit for SLURM (the extra `slurm`), by Ray Core (the extra `ray`).
-"""
+submitit for SLURM (the extra `slurm`), by Ray Core (the extra `ray`)."""
 
 import importlib
 import json
