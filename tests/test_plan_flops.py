@@ -17,7 +17,7 @@ from torch.utils.flop_counter import (
 from modicum import updates
 from modicum.config import Compute, Sampling, Steps
 from modicum.engine import Changed, Engine, logprobs, make
-from modicum.engine.base import tokens_of
+from modicum.engine.base import Asked, tokens_of
 from modicum.engine.flops import FlopCounter
 from modicum.engine.reward import last_states
 from modicum.engine.samplers import LocalSampler
@@ -63,7 +63,7 @@ def sampled(loaded: Loaded, engine: Engine, trunk_bytes: int = 0) -> list[Group]
     """Two groups of three completions."""
     keys: list[tuple[object, ...]] = [(0,), (1,)]
     sampler = LocalSampler(engine, loaded.tokenizer, loaded.end_tokens, trunk_bytes=trunk_bytes)
-    made = sampler.sample(PROMPTS, keys, GROUP, SETTINGS, keep_trunk=True)
+    made = sampler.sample(Asked(PROMPTS, keys, GROUP, SETTINGS, keep_trunk=True))
     none = Problem("", "", "")
     return [Group(none, prompt, found) for prompt, found in zip(PROMPTS, made, strict=True)]
 

@@ -387,3 +387,19 @@ def test_a_long_sum_is_built_or_refused_but_never_crashes() -> None:
         assert str(updates.parse(text)).count("full") == 285
     except UserError as error:
         assert "deep" in str(error)
+
+
+def test_a_member_may_be_decorated_too_and_is_frozen() -> None:
+    class Plain(spec.Spec):
+        size: int = 2
+
+    @dataclasses.dataclass(frozen=True)
+    class Decorated(Plain):
+        depth: int = 3
+
+    for made in (Plain(), Decorated(size=1)):
+        with pytest.raises(dataclasses.FrozenInstanceError):
+            made.size = 4  # type: ignore[misc]
+        with pytest.raises(dataclasses.FrozenInstanceError):
+            del made.size  # type: ignore[misc]
+    assert str(Decorated(size=1)) == "decorated(size=1)" and hash(Plain()) == hash(Plain())

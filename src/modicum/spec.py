@@ -46,6 +46,15 @@ class Spec:
     def __init_subclass__(cls, frozen: bool = True) -> None:
         cls.name = vars(cls).get("name", re.sub("(?<!^)([A-Z])", r"_\1", cls.__name__).lower())
         dataclasses.dataclass(frozen=frozen, eq=frozen)(cls)
+        if frozen:  # by what follows, so that whoever is used to the decorator may write it too
+            del cls.__setattr__, cls.__delattr__
+        else:
+            cls.__setattr__ = object.__setattr__  # type: ignore[method-assign]
+
+    def __setattr__(self, name: str, _: object = None) -> None:
+        raise dataclasses.FrozenInstanceError(f"cannot assign to field {name!r}")
+
+    __delattr__ = __setattr__
 
     def __post_init__(self) -> None:
         check_limits(self, f"{self.name}: ")

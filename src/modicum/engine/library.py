@@ -119,9 +119,7 @@ class LibraryDecoding(Decoding):
         padded = not bool(mask_PT.all())
         self.known = inspect.signature(inner(self.model).forward).parameters
         mask = mask_PT if padded else None
-        # Real tokens count from 0; padding on the left stays at 0.
-        position_PT = (mask_PT.cumsum(-1) - 1).clamp(min=0)
-        out = self._forward(ids_PT, mask, position_PT, logits_to_keep=1)
+        out = self._forward(ids_PT, mask, position_ids(mask_PT), logits_to_keep=1)
         self.cache_name = next(name for name in CACHES if getattr(out, name, None) is not None)
         self.cache = getattr(out, self.cache_name)
         member_B = torch.arange(len(prompts), device=device).repeat_interleave(group_size)
@@ -200,3 +198,8 @@ class UncachedDecoding(Decoding):
     def held(self) -> Mapping[str, Sequence[Tensor]]:
         """There is no cache, and none that grows."""
         return {"cache": ()}
+
+
+def position_ids(mask_BT: Tensor) -> Tensor:
+    """Positions [B, T] that count real tokens from 0; padding on the left stays at 0."""
+    return (mask_BT.cumsum(-1) - 1).clamp(min=0)

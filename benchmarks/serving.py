@@ -1,11 +1,11 @@
 """What each update sends to vLLM, and how far vLLM's log-probs are from the trainer's then.
 
-    MODICUM_VLLM_PYTHON=... python benchmarks/vllm.py [--untied] [--only lora dora]
+    MODICUM_VLLM_PYTHON=... python benchmarks/serving.py [--untied] [--only lora dora]
 
 One server in fp32 of the tiny base, or with --untied of a random llama whose head is a tensor of its own; of
 every update the usual form. Three policies each: the start, and two optimizer steps at a large rate on rows made
 by hand. Bytes and seconds are those of the last one, so of what a step sends; nats are the mean |difference| over
-the tokens of twelve completions of each policy. Keeps the rows in benchmarks/vllm.json and prints a table.
+the tokens of twelve completions of each policy. Keeps the rows in benchmarks/serving.json and prints a table.
 """
 
 from __future__ import annotations
@@ -111,7 +111,7 @@ def main() -> None:
     given = {"dtype": "float32", "lora_rank": 64, "more": ("--enforce-eager",)}
     model = untied(Path(tempfile.mkdtemp(), "untied")) if options.untied else "tiny"
     child = Child(locate(model).place, max_length=128, **given)
-    path, made = HERE / "vllm.json", []
+    path, made = HERE / "serving.json", []
     print("| update | sent as | bytes | s | mean nats |\n| --- | --- | --- | --- | --- |")
     with closing(child):
         for name in options.only:
