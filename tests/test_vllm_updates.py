@@ -24,7 +24,7 @@ from modicum.updates import UPDATES
 from test_serving import LAST, SHORT, Agreement, agree, move, policy_on
 
 _spec = importlib.util.spec_from_file_location(
-    "bench_vllm", Path(__file__).parents[1] / "benchmarks" / "vllm.py"
+    "bench_serving", Path(__file__).parents[1] / "benchmarks" / "serving.py"
 )
 assert _spec is not None and _spec.loader is not None
 bench = importlib.util.module_from_spec(_spec)
@@ -47,7 +47,7 @@ def child(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Child]:
         made = Child(
             **{"model": str(TINY), "dtype": "float32", "max_length": 128, "lora_rank": 16},
             log=tmp_path_factory.mktemp("vllm") / "log",
-            more=("--enforce-eager", "--block-size", "32"),  # so that prompts fill some
+            more=("--block-size", "32"),  # so that prompts fill some
         )
         yield made
         made.close()
@@ -59,7 +59,7 @@ def untied(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Child]:
     folder = bench.untied(tmp_path_factory.mktemp("untied") / "model")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("VLLM_CPU_KVCACHE_SPACE", "1")
-        made = Child(folder, dtype="float32", max_length=128, more=("--enforce-eager",))
+        made = Child(folder, dtype="float32", max_length=128)
         yield made
         made.close()
 

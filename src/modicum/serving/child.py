@@ -124,7 +124,9 @@ class Child:
         }
         flags = ["--enable-scale-out"]
         if shutil.which("nvidia-smi") is None:
-            flags.append("--enforce-eager")  # without a GPU compiling takes minutes
+            # Compiling takes minutes there, and a prompt that is run in parts ends vLLM 0.32 where
+            # requests have seeds ("CPU Generator does not use offset").
+            flags += ["--enforce-eager", "--no-enable-chunked-prefill"]
         if self.sleep:
             flags.append("--enable-sleep-mode")
         if self.lora_rank:

@@ -20,9 +20,6 @@ from modicum.updates.base import Prepared
 __all__ = ["Served", "Vllm", "parse"]
 
 CPU_MEMORY = 0.25  # share of a host's memory, at most, which others use as well
-ON_CPU = ("--enforce-eager", "--no-enable-chunked-prefill")
-"""Compiling takes minutes there, and a prompt that is run in parts ends vLLM 0.32 where requests have seeds
-("CPU Generator does not use offset")."""
 
 
 def served(loaded: Loaded, prepared: Prepared | None, rows: int, **how: Any) -> ServedSampler:
@@ -65,7 +62,6 @@ class Vllm(SamplerSettings):
             self.dtype or str(base.dtype).removeprefix("torch."),
             lora_rank=made.publisher.rank,
             gpu=loaded.device.index,
-            more=ON_CPU * (not on_gpu),
         )
         return made
 
