@@ -147,7 +147,8 @@ def test_nothing_is_compiled_without_a_gpu(
     monkeypatch.setattr(child.shutil, "which", lambda name: None)
     made(interpreter())
     said = (tmp_path / "said").read_text()
-    assert said.rstrip().endswith("--max-model-len -1 --enable-scale-out --enforce-eager")
+    ends = "--enable-scale-out --enforce-eager --no-enable-chunked-prefill"
+    assert said.rstrip().endswith(f"--max-model-len -1 {ends}")
 
 
 def test_it_is_killed_and_started_again(
