@@ -1,8 +1,8 @@
 """What each update sends to vLLM, and how far vLLM's log-probs are from the trainer's then.
 
-    MODICUM_VLLM_PYTHON=... python benchmarks/serving.py [--untied] [--only lora dora]
+    MODICUM_VLLM_PYTHON=... python benchmarks/serving.py [--untied] [--dtype bf16] [--only lora dora]
 
-One server in fp32 of the tiny base, or with --untied of a random llama whose head is a tensor of its own; of
+One server, in fp32 unless told, of the tiny base, or with --untied of a random llama whose head is a tensor of its own; of
 every update the usual form. Three policies each: the start, and two optimizer steps at a large rate on rows made
 by hand. Bytes and seconds are those of the last one, so of what a step sends; nats are the mean |difference| over
 the tokens of twelve completions of each policy. Keeps the rows in benchmarks/serving.json and prints a table.
@@ -54,9 +54,9 @@ def untied(folder: Path) -> str:
     return str(folder)
 
 
-def put_back(server: Server, model: str) -> None:
+def put_back(server: Server, model: str, dtype: str = "fp32") -> None:
     """Give the server all weights of the base, whatever it had."""
-    publisher = Publisher(load(model, device="cpu").model)
+    publisher = Publisher(load(model, "cpu", dtype).model)
     with tempfile.TemporaryDirectory() as place:
         whole = Publication(publisher.tensors(publisher.modules))
         folder, _, _ = whole.write(Path(place) / "base")
@@ -64,14 +64,14 @@ def put_back(server: Server, model: str) -> None:
         Server(server.url).load_tensors(folder, "base")
 
 
-def measure(server: Server, model: str, text: str) -> dict[str, Any]:
+def measure(server: Server, model: str, text: str, dtype: str = "fp32") -> dict[str, Any]:
     """One update: what is sent after a step, and the differences in nats, policy by policy."""
-    put_back(server, model)
+    put_back(server, model, dtype)
     config = TrainConfig(
         model=model,
         update=text,
         steps=6,
-        compute=Compute("cpu", sampler=f"server('{server.url}')"),
+        compute=Compute("cpu", dtype, sampler=f"server('{server.url}')"),
         optimizer=Optimizer(learning_rate=3e-3),
     )
     made = session.prepare(config)
@@ -98,7 +98,8 @@ def measure(server: Server, model: str, text: str) -> dict[str, Any]:
     ties = policy.model.config.tie_word_embeddings  # type: ignore[union-attr]
     tied = ties and any(p is embedding for p in made.prepared.trainable.values())
     return {
-        **{"model": Path(model).name, "update": text, "sent": kind, "bytes": told["sync/bytes"]},
+        **{"model": Path(model).name, "dtype": dtype, "update": text, "sent": kind},
+        **{"bytes": told["sync/bytes"]},
         **{"seconds": told["time/sync_seconds"], "nats": nats, "tied": bool(tied)},
     }
 
@@ -106,23 +107,24 @@ def measure(server: Server, model: str, text: str) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--untied", action="store_true")
+    parser.add_argument("--dtype", choices=["fp32", "bf16"], default="fp32")
     parser.add_argument("--only", nargs="*", default=[*updates.UPDATES])
     options = parser.parse_args()
-    given = {"dtype": "float32", "lora_rank": 64, "more": ("--enforce-eager",)}
+    given = {"dtype": {"fp32": "float32", "bf16": "bfloat16"}[options.dtype], "lora_rank": 64}
     model = untied(Path(tempfile.mkdtemp(), "untied")) if options.untied else "tiny"
     child = Child(locate(model).place, max_length=128, **given)
     path, made = HERE / "serving.json", []
     print("| update | sent as | bytes | s | mean nats |\n| --- | --- | --- | --- | --- |")
     with closing(child):
         for name in options.only:
-            row = measure(child.server, model, updates.UPDATES[name].examples[0])
+            row = measure(child.server, model, updates.UPDATES[name].examples[0], options.dtype)
             made.append(row)
             shown = f"{max(row['nats']):.1e}" + " (tied head)" * row["tied"]
             cells = f"{row['bytes']:,.0f} | {row['seconds']:.2f} | {shown}"
             print(f"| `{row['update']}` | {row['sent']} | {cells} |", flush=True)
-    new = {(row["model"], row["update"]) for row in made}
     old = json.loads(path.read_text()) if path.exists() else []
-    made = [row for row in old if (row["model"], row["update"]) not in new] + made
+    of = {(row["model"], row["dtype"], row["update"]): row for row in [*old, *made]}
+    made = [*of.values()]
     path.write_text(json.dumps(made, indent=1) + "\n")
 
 
