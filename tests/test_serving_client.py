@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from modicum.serving import client
 from modicum.serving.client import Answer, Server, ServerGone
 from modicum.types import UserError
 from vllm_stub import PREFIX, Faults, Stub
@@ -398,3 +399,17 @@ def test_a_key_is_sent(canned: Stub, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("VLLM_API_KEY", "secret")
     assert Server(canned.url).alive()
     assert heard == ["Bearer secret"]
+
+
+def test_one_that_answers_nothing_and_is_not_well_has_gone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """vLLM's front goes on waiting for its connections when its engine was killed."""
+    ended, well = threading.Event(), iter([True, False])
+    server = Server("http://127.0.0.1:9")
+    monkeypatch.setattr(client, "LOOK_SECONDS", 0.05)
+    monkeypatch.setattr(server, "_generate", lambda _: ended.wait(20))
+    monkeypatch.setattr(server, "alive", lambda: next(well))
+    began = time.monotonic()
+    with pytest.raises(ServerGone, match="answers nothing"):
+        server.generate([{}, {}])
+    assert 0.1 <= time.monotonic() - began < 10  # well at the first look
+    ended.set()

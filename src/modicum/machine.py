@@ -46,10 +46,9 @@ class Stopwatch:
 
 def reuse_memory() -> None:
     """Let this process keep freed memory for its next tensors, where glibc manages it: by default
-    each page is asked for and cleared again, a tenth of a training step on a CPU.
-
-    oneDNN and torch's ideep each keep what was compiled for a number of rows, by default 1,024
-    times, 0.6 MB each in bf16: a run grew by 20 MB a step. With so few it is as fast."""
+    each page is asked for and cleared again, a tenth of a training step on a CPU. oneDNN
+    and torch's ideep each keep what was compiled for a number of rows, by default 1,024 times,
+    0.6 MB each in bf16: a run grew by 20 MB a step. With so few it is as fast."""
     for cache in ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY"):
         os.environ.setdefault(cache, "64")  # read at the first product
     with contextlib.suppress(OSError, AttributeError):  # only glibc has it

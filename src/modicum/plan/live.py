@@ -128,10 +128,9 @@ class Live(TorchDispatchMode):
             self.categories[known[0]] = category
 
     def again(self, start: int, stop: int, passing: str = "") -> None:
-        """Let what happened from event `start` to `stop` happen once more.
-
-        What is still there at the end is dropped. Of the category `passing`, what is made is
-        dropped at once: it was added to what is there already."""
+        """Let what happened from event `start` to `stop` happen once more. What is still there at the
+        end is dropped. Of the category `passing`, what is made is dropped at once: it was added to
+        what is there already."""
         numbers: dict[int, int] = {}
         left: dict[int, int] = {}
         for event in self.events[start:stop]:

@@ -237,8 +237,7 @@ def _traced(
     """What lives by phase and part, and what a CPU's heap grew to, if that is gone through."""
     prepared = subject.prepared
     apart = [tensor for of in subject.apart(prepared).values() for tensor in of]
-    given = (prepared, config, lengths, device, subject.objective, subject.pieces, apart)
-    trace = Trace(*given)
+    trace = Trace(prepared, config, lengths, device, subject.objective, subject.pieces, apart)
     trace.run(_held(subject, config, device))
     through = tops(trace.live) if exact else None
     return peaks(trace.live), through if device == "cpu" else {}

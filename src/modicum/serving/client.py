@@ -3,6 +3,7 @@
 Source: vLLM 0.32, `vllm/entrypoints/scale_out/token_in_token_out`, `rl/online`, `serve/lora`, `serve/dev`."""
 
 import json
+import multiprocessing
 import os
 import re
 import time
@@ -21,7 +22,7 @@ KNOWN = (32, 34)
 """Versions 0.N of vLLM: from, and before. 0.31 has no checksums, and does not say which weights drew."""
 FIRST = "default"  # the version that a server says before one was published
 AT_ONCE = 256  # requests on their way
-CONNECT_SECONDS = 10.0
+CONNECT_SECONDS, LOOK_SECONDS = 10.0, 15.0  # the second: between looks at one that is asked
 AGAIN_SECONDS = (0.2, 1.0)  # before what may be asked twice is asked again
 LEAST = -9999.0  # what vLLM says in place of a log-prob that is no number
 GENERATE, ADAPT = "/inference/v1/generate", "/v1/load_lora_adapter"
@@ -82,8 +83,15 @@ class Server:
         """The completion of every request (`token_ids`, `sampling_params` with n = 1, `model` for an
         adapter); the first failure ends it. With a seed the same comes again, so a request whose
         connection breaks is asked again."""
+        found = dict[int, Answer]()
         with ThreadPool(min(AT_ONCE, len(requests)) or 1) as pool:
-            found = dict(pool.imap_unordered(self._generate, enumerate(requests)))
+            coming = pool.imap_unordered(self._generate, enumerate(requests))
+            while len(found) < len(requests):
+                try:
+                    found |= [coming.next(LOOK_SECONDS)]
+                except multiprocessing.TimeoutError:  # one whose engine was killed answers nobody
+                    if not self.alive():
+                        raise ServerGone(f"{self.url} answers nothing, and is not well") from None
         return [found[place] for place in range(len(requests))]
 
     def load_tensors(self, folder: Path, version: str) -> None:
