@@ -9,7 +9,7 @@ import os
 import signal
 import subprocess
 import sys
-import threading
+import time
 from contextlib import suppress
 
 GRACE = 10.0
@@ -19,14 +19,14 @@ def main() -> None:
     parent, *command = sys.argv[1:]
     if os.getpgid(0) != os.getpid():
         os.setsid()  # what ends below is this group
-    asked = threading.Event()
+    asked = list[int]()  # an Event could not be set in the middle of its own wait
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, lambda *_: asked.set())
+        signal.signal(number, lambda number, _: asked.append(number))
     # A program whose signals are blocked could not be asked to end.
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
     program = subprocess.Popen(command)
-    while program.poll() is None and os.getppid() == int(parent) and not asked.wait(0.1):
-        pass
+    while program.poll() is None and os.getppid() == int(parent) and not asked:
+        time.sleep(0.1)
     os.killpg(0, signal.SIGTERM)
     with suppress(subprocess.TimeoutExpired):
         program.wait(GRACE)
