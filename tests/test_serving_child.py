@@ -283,6 +283,8 @@ def test_gpus_are_told_by_the_names_that_this_process_has(monkeypatch: pytest.Mo
 
 
 PARENT = """
+import signal
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a job of a shell's background ignores it
 import os, sys, time
 from pathlib import Path
 from modicum.serving.child import Child
