@@ -18,23 +18,19 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from modicum import updates
 from modicum.config import Compute, Optimizer, Sampling, TrainConfig
-from modicum.engine.logprobs import logprobs
 from modicum.models.load import TINY, load, locate
-from modicum.serving.child import Child
+from modicum.serving.child import ServerProcess
 from modicum.serving.client import Server
 from modicum.serving.publish import Publication, Publisher
 from modicum.training import session, step
-from modicum.types import Row
 
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parent / "tests"))
 
 from conftest import random_model  # noqa: E402
-from rows import batch_of  # noqa: E402
+from rows import apart, batch_of  # noqa: E402
 
 PROMPTS = [(40, 41, 42, 43), (50,), (60, 61, 62)]
 KEYS: list[tuple[object, ...]] = [("test", 0), ("test", 1), ("test", 2)]
@@ -80,15 +76,7 @@ def measure(server: Server, model: str, text: str, dtype: str = "fp32") -> dict[
         step.switch(made)
         groups = policy.sample(PROMPTS, KEYS, 4, SHORT)
         told = policy.sampler.metrics()  # type: ignore[attr-defined]
-        rows = [
-            Row(prompt, c.tokens, c.logprobs, 0.0, group=number)
-            for number, (prompt, group) in enumerate(zip(PROMPTS, groups, strict=True))
-            for c in group
-        ]
-        with torch.no_grad():
-            found, _ = logprobs(policy.scorer, rows, SHORT)
-        said = torch.tensor([p for row in rows for p in row.logprobs])
-        nats.append(float((found - said).abs().mean()))
+        nats.append(float(apart(policy, PROMPTS, groups, SHORT).mean()))
         step.optimizer_step(made, step.backward(made, batch_of(made), {})["loss"])
         policy.follow(made.prepared)
     publisher = policy.sampler.publisher  # type: ignore[attr-defined]
@@ -112,7 +100,7 @@ def main() -> None:
     options = parser.parse_args()
     given = {"dtype": {"fp32": "float32", "bf16": "bfloat16"}[options.dtype], "lora_rank": 64}
     model = untied(Path(tempfile.mkdtemp(), "untied")) if options.untied else "tiny"
-    child = Child(locate(model).place, max_length=128, **given)
+    child = ServerProcess(locate(model).place, max_length=128, **given)
     path, made = HERE / "serving.json", []
     print("| update | sent as | bytes | s | mean nats |\n| --- | --- | --- | --- | --- |")
     with closing(child):

@@ -8,6 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from helpers import engine_of
+from modicum.config import Sampling
+from modicum.engine import Groups, Policy
+from modicum.engine.base import Prompts
 from modicum.engine.logprobs import logprobs
 from modicum.training import session
 from modicum.types import Batch, Row
@@ -37,3 +40,17 @@ def values(model: nn.Module) -> dict[str, Tensor]:
 
 def changed(model: nn.Module, old: dict[str, Tensor]) -> set[str]:
     return {name for name, p in model.named_parameters() if not torch.equal(p, old[name])}
+
+
+def apart(
+    policy: Policy, prompts: Prompts, groups: Groups, sampling: Sampling | None = None
+) -> Tensor:
+    """|difference| [N] between the sampler's log-probs of completions and the scorer's."""
+    rows = [
+        Row(prompt, c.tokens, c.logprobs, 0.0, group=number)
+        for number, (prompt, group) in enumerate(zip(prompts, groups, strict=True))
+        for c in group
+    ]
+    with torch.no_grad():
+        found, _ = logprobs(policy.scorer, rows, sampling or Sampling())
+    return (found - torch.tensor([p for row in rows for p in row.logprobs])).abs()

@@ -17,15 +17,15 @@ from http_sampler import Http, HttpSampler, Server
 from modicum import updates
 from modicum.config import Compute, Sampling
 from modicum.engine import Asked, Changed, Policy, policy_of, samplers
-from modicum.engine.logprobs import logprobs
 from modicum.engine.samplers import SAMPLERS
 from modicum.models.load import TINY, load
 from modicum.serving import members
 from modicum.serving.client import Server as Client
 from modicum.serving.sampler import ServedSampler
 from modicum.training.loop import train
-from modicum.types import Completion, Row, RunStopped, UserError
+from modicum.types import Completion, RunStopped, UserError
 from modicum.updates import Prepared
+from rows import apart
 from vllm_stub import Stub
 
 MEMBERS = ["local", "http", "server", "vllm"]
@@ -67,7 +67,7 @@ def told(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], str]]:
                 def made(*args: Any, **options: Any) -> OwnStub:
                     return stack.enter_context(closing(OwnStub()))
 
-                monkeypatch.setattr(members, "Child", made)
+                monkeypatch.setattr(members, "ServerProcess", made)
             return name
 
         yield begin
@@ -120,15 +120,7 @@ def flat(groups: list[tuple[Completion, ...]]) -> list[Completion]:
 
 def off(policy: Policy, groups: list[tuple[Completion, ...]], sampling: Sampling) -> float:
     """The largest difference between the sampler's log-probs and the scorer's."""
-    rows = [
-        Row(prompt, c.tokens, c.logprobs, 0.0, group=number)
-        for number, (prompt, group) in enumerate(zip(PROMPTS, groups, strict=True))
-        for c in group
-    ]
-    with torch.no_grad():
-        found, _ = logprobs(policy.scorer, rows, sampling)
-    said = torch.tensor([p for row in rows for p in row.logprobs])
-    return float((found - said).abs().max())
+    return float(apart(policy, PROMPTS, groups, sampling).max())
 
 
 def test_completions_come_in_order_and_whole(made: tuple[Policy, Prepared]) -> None:

@@ -23,7 +23,6 @@ from modicum import updates
 from modicum.config import Compute, Optimizer, Sampling
 from modicum.engine import Policy, policy_of
 from modicum.engine.agreement import Agreement
-from modicum.engine.logprobs import logprobs
 from modicum.engine.version import require_origin
 from modicum.models.load import TINY, load
 from modicum.serving import members
@@ -35,9 +34,9 @@ from modicum.serving.publish import Publication, Publisher
 from modicum.serving.sampler import ServedSampler, seed_of
 from modicum.training import session, step
 from modicum.training.loop import train
-from modicum.types import Completion, Group, Problem, Row, RunStopped, UserError
+from modicum.types import Completion, Group, Problem, RunStopped, UserError
 from modicum.updates import UPDATES, Prepared
-from rows import batch_of
+from rows import apart, batch_of
 from vllm_stub import Faults, Stub
 
 FIRST = [cls.examples[0] for cls in UPDATES.values()]
@@ -79,15 +78,7 @@ def move(policy: Policy, prepared: Prepared, by: float = 0.1) -> None:
 
 def off(policy: Policy, groups: list[tuple[Completion, ...]], sampling: Sampling = SHORT) -> float:
     """Mean |difference| between the server's log-probs and the scorer's, in nats a token."""
-    rows = [
-        Row(prompt, c.tokens, c.logprobs, 0.0, group=number)
-        for number, (prompt, group) in enumerate(zip(PROMPTS, groups, strict=True))
-        for c in group
-    ]
-    with torch.no_grad():
-        found, _ = logprobs(policy.scorer, rows, sampling)
-    said = torch.tensor([p for row in rows for p in row.logprobs])
-    return float((found - said).abs().mean())
+    return float(apart(policy, PROMPTS, groups, sampling).mean())
 
 
 def agree(

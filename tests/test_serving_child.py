@@ -16,7 +16,7 @@ import psutil
 import pytest
 
 from modicum.serving import child
-from modicum.serving.child import Child
+from modicum.serving.child import ServerProcess
 from modicum.serving.client import ServerGone
 from modicum.types import UserError
 from vllm_stub import Stub
@@ -47,13 +47,13 @@ def interpreter(tmp_path: Path) -> Callable[..., str]:
 
 
 @pytest.fixture
-def made(tmp_path: Path) -> Iterator[Callable[..., Child]]:
+def made(tmp_path: Path) -> Iterator[Callable[..., ServerProcess]]:
     """Begins children and ends them."""
-    begun: list[Child] = []
+    begun: list[ServerProcess] = []
 
-    def make(python: str, **settings: Any) -> Child:
+    def make(python: str, **settings: Any) -> ServerProcess:
         told = {"log": tmp_path / "vllm.log", "patience": 5.0, "start_seconds": 60.0, **settings}
-        begun.append(Child("model", python, **told))
+        begun.append(ServerProcess("model", python, **told))
         return begun[-1]
 
     yield make
@@ -73,7 +73,7 @@ def group(leader: int) -> list[psutil.Process]:
     return found
 
 
-def leader_of(each: Child) -> int:
+def leader_of(each: ServerProcess) -> int:
     assert each.process is not None
     return each.process.pid
 
@@ -91,7 +91,7 @@ def gone(leader: int, seconds: float = 20.0) -> bool:
 
 
 def test_it_starts_answers_and_ends(
-    interpreter: Callable[..., str], made: Callable[..., Child]
+    interpreter: Callable[..., str], made: Callable[..., ServerProcess]
 ) -> None:
     each = made(interpreter())
     (answer,) = each.server.generate([REQUEST])
@@ -108,7 +108,7 @@ def test_it_starts_answers_and_ends(
 
 def test_what_it_is_told(
     interpreter: Callable[..., str],
-    made: Callable[..., Child],
+    made: Callable[..., ServerProcess],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -140,7 +140,7 @@ def test_what_it_is_told(
 
 def test_nothing_is_compiled_without_a_gpu(
     interpreter: Callable[..., str],
-    made: Callable[..., Child],
+    made: Callable[..., ServerProcess],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -152,7 +152,7 @@ def test_nothing_is_compiled_without_a_gpu(
 
 
 def test_it_is_killed_and_started_again(
-    interpreter: Callable[..., str], made: Callable[..., Child], tmp_path: Path
+    interpreter: Callable[..., str], made: Callable[..., ServerProcess], tmp_path: Path
 ) -> None:
     each = made(interpreter())
     old, leader = each.server, leader_of(each)
@@ -166,7 +166,9 @@ def test_it_is_killed_and_started_again(
     assert "keeper: the program ended (-9)" in (tmp_path / "vllm.log").read_text()
 
 
-def test_it_dies_in_the_middle(interpreter: Callable[..., str], made: Callable[..., Child]) -> None:
+def test_it_dies_in_the_middle(
+    interpreter: Callable[..., str], made: Callable[..., ServerProcess]
+) -> None:
     each = made(interpreter(VLLM_STUB_FAULTS='{"dies_after": 3}'))
     with pytest.raises(ServerGone):
         each.server.generate([REQUEST] * 8)
@@ -203,7 +205,7 @@ def test_it_dies_in_the_middle(interpreter: Callable[..., str], made: Callable[.
 )
 def test_why_it_did_not_start_is_one_line(
     interpreter: Callable[..., str],
-    made: Callable[..., Child],
+    made: Callable[..., ServerProcess],
     tmp_path: Path,
     lines: list[str],
     why: str,
@@ -215,7 +217,7 @@ def test_why_it_did_not_start_is_one_line(
 
 def test_a_log_of_its_own_stays_only_where_it_is_needed(
     interpreter: Callable[..., str],
-    made: Callable[..., Child],
+    made: Callable[..., ServerProcess],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -230,7 +232,7 @@ def test_a_log_of_its_own_stays_only_where_it_is_needed(
 
 
 def test_a_server_that_never_answers_does_not_start(
-    interpreter: Callable[..., str], made: Callable[..., Child]
+    interpreter: Callable[..., str], made: Callable[..., ServerProcess]
 ) -> None:
     python = interpreter(VLLM_STUB_FAULTS='{"silent": true}')
     began = time.monotonic()
@@ -240,14 +242,16 @@ def test_a_server_that_never_answers_does_not_start(
 
 
 def test_a_version_that_is_not_known(
-    interpreter: Callable[..., str], made: Callable[..., Child]
+    interpreter: Callable[..., str], made: Callable[..., ServerProcess]
 ) -> None:
     with pytest.raises(UserError, match=r"is vLLM 0\.20\.0; known are those from 0\.32"):
         made(interpreter(VLLM_STUB_FAULTS='{"release": "0.20.0"}'))
 
 
 def test_a_port_that_is_taken_in_between(
-    interpreter: Callable[..., str], made: Callable[..., Child], monkeypatch: pytest.MonkeyPatch
+    interpreter: Callable[..., str],
+    made: Callable[..., ServerProcess],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Another server answers there: it is not taken for ours."""
     with Stub(None) as other:
@@ -262,7 +266,7 @@ def test_a_port_that_is_taken_in_between(
 
 
 def test_what_cannot_be_is_refused(
-    made: Callable[..., Child], monkeypatch: pytest.MonkeyPatch
+    made: Callable[..., ServerProcess], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("MODICUM_VLLM_PYTHON", raising=False)
     with pytest.raises(UserError, match="give `python`, the interpreter that has vLLM, or set MOD"):
@@ -287,8 +291,8 @@ import signal
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a job of a shell's background ignores it
 import os, sys, time
 from pathlib import Path
-from modicum.serving.child import Child
-each = Child("model", sys.argv[1], log=Path(sys.argv[2]), patience=5.0)
+from modicum.serving.child import ServerProcess
+each = ServerProcess("model", sys.argv[1], log=Path(sys.argv[2]), patience=5.0)
 if (fork := os.fork()) == 0:  # a fork ends, and must not end the server
     sys.exit()
 os.waitpid(fork, 0)
@@ -324,7 +328,7 @@ def test_no_orphan_is_left(
 
 @pytest.mark.slow
 def test_a_server_that_does_not_want_to_end(
-    interpreter: Callable[..., str], made: Callable[..., Child]
+    interpreter: Callable[..., str], made: Callable[..., ServerProcess]
 ) -> None:
     each = made(interpreter("trap '' TERM"))
     leader, began = leader_of(each), time.monotonic()

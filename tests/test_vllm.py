@@ -19,7 +19,7 @@ from transformers import AutoModelForCausalLM
 
 from modicum.models.adapters import quiet
 from modicum.models.load import TINY
-from modicum.serving.child import PYTHON, Child
+from modicum.serving.child import PYTHON, ServerProcess
 from modicum.serving.client import Answer, Server, ServerGone
 from modicum.types import UserError
 from test_serving_child import gone, group, leader_of
@@ -35,17 +35,17 @@ SETTINGS: dict[str, Any] = {"dtype": "float32", "max_length": 256, "lora_rank": 
 
 
 @pytest.fixture(scope="module")
-def child(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Child]:
+def child(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
     """A server of the tiny base, which a test may have moved or started again."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("VLLM_CPU_KVCACHE_SPACE", "1")
-        made = Child(str(TINY), log=tmp_path_factory.mktemp("vllm") / "log", **SETTINGS)
+        made = ServerProcess(str(TINY), log=tmp_path_factory.mktemp("vllm") / "log", **SETTINGS)
         yield made
         made.close()
 
 
 @pytest.fixture
-def server(child: Child) -> Server:
+def server(child: ServerProcess) -> Server:
     return child.server
 
 
@@ -104,7 +104,7 @@ def test_the_same_seed_draws_the_same(server: Server, model: Any) -> None:
     assert all(answer.finished == (answer.tokens[-1] == 0) for answer in first + short)
 
 
-def test_it_says_what_it_is(child: Child, server: Server) -> None:
+def test_it_says_what_it_is(child: ServerProcess, server: Server) -> None:
     told = server.about()
     assert told["root"] == str(TINY) == child.model
     assert (told["dtype"], told["max_model_len"]) == ("float32", 256)
@@ -235,7 +235,7 @@ def test_the_stand_in_answers_alike(server: Server, path: str, body: Any) -> Non
 
 
 @pytest.mark.parametrize("word", ["api_server", "EngineCore"])
-def test_it_is_killed_and_started_again(child: Child, word: str) -> None:
+def test_it_is_killed_and_started_again(child: ServerProcess, word: str) -> None:
     """The process that answers, and the one that has the weights."""
     old, leader = child.server, leader_of(child)
     (process,) = [
@@ -257,14 +257,14 @@ def test_it_is_killed_and_started_again(child: Child, word: str) -> None:
 PARENT = """
 import sys, time
 from pathlib import Path
-from modicum.serving.child import Child
-each = Child(sys.argv[1], log=Path(sys.argv[2]), memory=0.1, max_length=256)
+from modicum.serving.child import ServerProcess
+each = ServerProcess(sys.argv[1], log=Path(sys.argv[2]), memory=0.1, max_length=256)
 print(each.process.pid, flush=True)
 time.sleep(600)
 """
 
 
-def test_no_orphan_is_left(child: Child, tmp_path: Path) -> None:
+def test_no_orphan_is_left(child: ServerProcess, tmp_path: Path) -> None:
     command = [sys.executable, "-c", PARENT, str(TINY), str(tmp_path / "log")]
     parent = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
     assert parent.stdout is not None

@@ -16,7 +16,7 @@ import test_samplers
 from modicum.config import Compute
 from modicum.models.load import TINY
 from modicum.serving import sampler as served
-from modicum.serving.child import PYTHON, Child
+from modicum.serving.child import PYTHON, ServerProcess
 from modicum.serving.client import Server
 from modicum.training.loop import train
 from modicum.types import RunStopped, UserError
@@ -41,10 +41,10 @@ EXPRESSIONS = [text for cls in UPDATES.values() for text in cls.examples]
 
 
 @pytest.fixture(scope="module")
-def child(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Child]:
+def child(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("VLLM_CPU_KVCACHE_SPACE", "1")
-        made = Child(
+        made = ServerProcess(
             **{"model": str(TINY), "dtype": "float32", "max_length": 128, "lora_rank": 16},
             log=tmp_path_factory.mktemp("vllm") / "log",
             more=("--block-size", "32"),  # so that prompts fill some
@@ -54,25 +54,25 @@ def child(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Child]:
 
 
 @pytest.fixture(scope="module")
-def untied(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Child]:
+def untied(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
     """A server of a model whose head is a tensor of its own."""
     folder = bench.untied(tmp_path_factory.mktemp("untied") / "model")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("VLLM_CPU_KVCACHE_SPACE", "1")
-        made = Child(folder, dtype="float32", max_length=128)
+        made = ServerProcess(folder, dtype="float32", max_length=128)
         yield made
         made.close()
 
 
 @pytest.fixture
-def server(child: Child) -> Server:
+def server(child: ServerProcess) -> Server:
     """The server, with the base's weights."""
     bench.put_back(child.server, "tiny")
     return child.server
 
 
 @pytest.mark.parametrize("text", EXPRESSIONS)
-def test_an_update_is_sampled_as_it_is_trained(text: str, child: Child) -> None:
+def test_an_update_is_sampled_as_it_is_trained(text: str, child: ServerProcess) -> None:
     found = bench.measure(child.server, "tiny", text)
     assert found["nats"][0] < CLOSE
     # vLLM's CPU build keeps the tied head that it began with (below).
@@ -80,7 +80,7 @@ def test_an_update_is_sampled_as_it_is_trained(text: str, child: Child) -> None:
 
 
 @pytest.mark.parametrize("text", EMBEDDED)
-def test_an_update_that_trains_the_embedding_is_too(text: str, untied: Child) -> None:
+def test_an_update_that_trains_the_embedding_is_too(text: str, untied: ServerProcess) -> None:
     assert max(bench.measure(untied.server, untied.model, text)["nats"]) < CLOSE
 
 

@@ -61,7 +61,7 @@ def gpus(first: int, count: int) -> str:
 
 
 @dataclass(eq=False)
-class Child:
+class ServerProcess:
     """Starts when it is made. UserError, one line, if it does not; what it says is in its log."""
 
     model: str  # its folder

@@ -10,7 +10,7 @@ from modicum.engine.base import Engine, Sampler
 from modicum.engine.samplers import SAMPLERS, SamplerSettings, parse
 from modicum.limits import Limits, Positive
 from modicum.models.load import Loaded, inner
-from modicum.serving.child import Child
+from modicum.serving.child import ServerProcess
 from modicum.serving.client import Server
 from modicum.serving.publish import Publisher
 from modicum.serving.sampler import ServedSampler
@@ -53,7 +53,7 @@ class Vllm(SamplerSettings):
             )
         on_gpu = loaded.device.type == "cuda"
         made = served(loaded, prepared, rows, sleeps=self.sleep and on_gpu)
-        made.start = lambda: Child(
+        made.start = lambda: ServerProcess(
             base.name_or_path,
             self.python,
             self.memory if on_gpu else min(self.memory, CPU_MEMORY),

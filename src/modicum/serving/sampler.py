@@ -25,7 +25,7 @@ from modicum.engine.base import Asked, Changed, Groups, Sampler
 from modicum.engine.samplers import Drawn, ends_within
 from modicum.engine.text import Texts
 from modicum.models.load import Loaded
-from modicum.serving.child import Child
+from modicum.serving.child import ServerProcess
 from modicum.serving.client import Answer, Server, ServerGone
 from modicum.serving.proof import ServerStopped, compare, require_versions
 from modicum.serving.publish import Publisher
@@ -53,13 +53,13 @@ class ServedSampler(Sampler):
     publisher: Publisher
     rows: int
     servers: Sequence[Server] = ()
-    start: Callable[[], Child] | None = None  # of a server of its own, when the first prompt comes
+    start: Callable[[], ServerProcess] | None = None  # of its own server, for the first prompt
     sleeps: bool = False  # whether servers sleep while others need their memory
     place: Path | None = None  # where what is sent lies; None: in the machine's memory
 
     def __post_init__(self) -> None:
         self.changed, self.dirty = Changed({}, -1), set[str]()
-        self.child: Child | None = None
+        self.child: ServerProcess | None = None
         self.folder: Path | None = None
         self.count = 0  # of what was sent so far
         self.asleep = False
