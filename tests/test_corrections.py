@@ -22,7 +22,7 @@ from modicum.objectives import parse as objective
 from modicum.objectives.base import Counts
 from modicum.objectives.corrections import CORRECTIONS, measured, parse
 from modicum.rewards import StepExtras
-from modicum.training import step
+from modicum.training import probe, step
 from modicum.training.hearing import batch_of, corrected
 from modicum.training.loop import Observer, train
 from modicum.training.rollout import Rollout, draw
@@ -295,6 +295,29 @@ def test_the_trainer_hears_another_sampler(
     assert metrics["sampler/weight_mean"] == pytest.approx(mean, abs=1e-4)
     batch = batch_of(session, found.groups, found.rewards_PG, found.taken)
     assert (batch.num_rows, batch.num_tokens) == (8, counted)
+
+
+def test_a_probe_weighs_what_a_run_weighs(
+    bare: TrainConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """First steps are by the trainer's log-probs, and by the weights of the correction."""
+    batches, make = list[Any](), probe.batch_of
+
+    def kept(*given: Any) -> Any:
+        batches.append(make(*given))
+        return batches[-1]
+
+    monkeypatch.setattr(probe, "batch_of", kept)
+    few = replace(bare.batch, prompts_per_step=16, micro_batch=64)
+    config = replace(bare, batch=few, task="arithmetic", reward="random")
+    probe.probe(under(config, "token", prompts_per_step=16), ["last(1)"], lambda text: None)
+    for row in batches[0].rows:
+        apart = [own - said for own, said in zip(row.logprobs, row.sampled, strict=True)]
+        assert apart == pytest.approx(pattern((-0.5, 1.0, 0.0), len(apart)), abs=1e-5)
+        first = row.advantages[2] if len(row.tokens) > 2 else row.advantages[0] / 0.60653
+        relative = [advantage / first for advantage in row.advantages]
+        assert relative == pytest.approx(pattern((0.60653, 2.0, 1.0), len(apart)), abs=1e-4)
+    assert len(batches[0].rows) > 20
 
 
 def test_what_no_one_needs_is_not_heard(bare: TrainConfig) -> None:

@@ -19,9 +19,10 @@ from modicum.config import Compute, Held, Optimizer, Records, Sampling, Steps, T
 from modicum.models.attention import Packed, ScoreRule
 from modicum.models.load import TINY
 from modicum.plan import check, hardware, sizes
+from modicum.plan.hardware import Machine
 from modicum.plan.heap import Heap
 from modicum.plan.live import Live, peaks, without_data
-from modicum.plan.memory import Memory, estimate
+from modicum.plan.memory import Memory, Subject, estimate
 from modicum.plan.shapes import Lengths, config_of, generous_bound, prompt_tokens, skeleton
 from modicum.types import UserError
 
@@ -230,6 +231,45 @@ def test_rows_are_as_long_as_their_trunks(config: TrainConfig, micro: int, rollo
     batch = Steps(prompts_per_step=4, group_size=4, micro_batch=micro, rollout_batch=rollout)
     memory = estimate(replace(config, update="last(1)", batch=batch), Lengths(5, 12, 9, 16))
     assert parts(memory, "training")["trunk"] > 0
+
+
+@pytest.mark.parametrize(
+    ("sampler", "device", "drawing", "resting"),
+    [
+        ("vllm(memory=0.5)", "cuda", 8, 0),
+        ("vllm(memory=0.5, sleep=False)", "cuda", 8, 8),
+        ("vllm(memory=0.5)", "cpu", 4, 4),  # a quarter of a host's memory at most, and no sleep
+        ("server('http://there:8000')", "cuda", 0, 0),
+    ],
+)
+def test_a_server_has_its_share_of_the_memory(
+    config: TrainConfig, sampler: str, device: str, drawing: int, resting: int
+) -> None:
+    gib = 2**30
+    own = parts(estimate(config, LENGTHS, device), "training")
+    there = replace(config, compute=Compute(sampler=sampler))
+    subject = Subject.of(there)
+    subject.memory = 16 * gib
+    found = estimate(there, LENGTHS, device, subject)
+    assert parts(found, "sampling").get("server", 0) == drawing * gib
+    training = parts(found, "training")
+    assert training.get("server", 0) == resting * gib
+    # This process draws nothing.
+    assert "evaluation" not in {phase.name for phase in found.phases}
+    assert "cache" not in found.largest and "sampler's copy" not in found.largest
+    for part in ("weights", "masters", "optimizer", "gradients"):
+        assert training.get(part, 0) == own.get(part, 0)
+    assert parts(found, "sampling")["optimizer"] == training["optimizer"]  # of the step before
+
+
+def test_batches_are_chosen_for_what_a_server_leaves(config: TrainConfig) -> None:
+    card = Machine("card", "cuda", 640 * 2**20, None)  # of which libraries take 500
+    free = replace(config, batch=replace(config.batch, micro_batch=0, group_size=32))
+    found = []
+    for sampler in ("local", "vllm(memory=0.1)", "vllm(memory=0.1, sleep=False)"):
+        there = replace(free, compute=Compute(sampler=sampler))
+        found.append(sizes.settle(there, machine=card, prompt=12)[0].batch.micro_batch)
+    assert found == [128, 128, 16]
 
 
 def test_some_entries_cost_their_number(config: TrainConfig) -> None:

@@ -68,6 +68,7 @@ def told(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], str]]:
                     return stack.enter_context(closing(OwnStub()))
 
                 monkeypatch.setattr(members, "ServerProcess", made)
+                monkeypatch.setattr(members, "require_vllm", lambda python: None)
             return name
 
         yield begin

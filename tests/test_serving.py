@@ -5,7 +5,9 @@ The server is a stand-in with vLLM's dialect and traps (`vllm_stub`)."""
 from __future__ import annotations
 
 import hashlib
+import re
 import shutil
+import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -25,7 +27,7 @@ from modicum.engine import Policy, policy_of
 from modicum.engine.agreement import Agreement
 from modicum.engine.version import require_origin
 from modicum.models.load import TINY, load
-from modicum.serving import members
+from modicum.serving import child, members
 from modicum.serving import sampler as served
 from modicum.serving.client import Server
 from modicum.serving.members import parse
@@ -509,3 +511,35 @@ def test_a_resumed_run_goes_on_with_a_server_that_has_nothing(
                 stub.restart()
         ends.append(tensors_of(tmp_path / name))
     assert ends[0] == ends[1]
+
+
+def test_a_run_goes_on_with_a_server_at_another_address(quick: Any, tmp_path: Path) -> None:
+    with Stub(quick.model) as one, Stub(quick.model) as other:
+        run = replace(quick, out=str(tmp_path), steps=1)
+        train(replace(run, compute=Compute("cpu", sampler=f"server('{one.url}')")))
+        there = replace(run, steps=2, compute=Compute("cpu", sampler=f"server('{other.url}')"))
+        train(there, resume=True)
+        with pytest.raises(
+            UserError, match=r"compute.sampler = \"server.*not compute.sampler = 'local'"
+        ):
+            train(replace(run, steps=3, compute=Compute("cpu")), resume=True)
+        assert other.version != "default"
+
+
+@pytest.mark.parametrize(
+    ("sampler", "words"),
+    [
+        ("vllm", "give `python`, the interpreter that has vLLM"),
+        (f"vllm(python='{sys.executable}')", "has no vLLM (scripts/vllm_env.sh"),
+        ("vllm(python='/gone/python')", "/gone/python cannot be run: "),
+        ("server('http://127.0.0.1:9')", "Connection refused'); is the server there?"),
+    ],
+)
+def test_what_is_not_there_is_said_before_a_run_begins(
+    sampler: str, words: str, quick: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv(child.PYTHON, raising=False)
+    out = tmp_path / "run"
+    with pytest.raises(UserError, match=re.escape(words)) as error:
+        train(replace(quick, out=str(out), compute=Compute("cpu", sampler=sampler)))
+    assert len(str(error.value).splitlines()) == 1 and not out.exists()

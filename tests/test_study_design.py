@@ -224,7 +224,7 @@ TWINS = TEXT.replace(
 )
 TWINS = TWINS.split('[arm."last(1)"]')[0].replace("question", 'control = "grpo"\nquestion')
 
-
+ELSEWHERE = "\n[config.compute]\nsampler = 'vllm'\n"
 FILTER = "[arm.'left out']\nobjective = 'grpo'\n[arm.'left out'.batch]\ngroups = 'filter'\n"
 
 
@@ -237,6 +237,8 @@ FILTER = "[arm.'left out']\nobjective = 'grpo'\n[arm.'left out'.batch]\ngroups =
         (["grpo", "rloo", "dr_grpo"], "[config.optimizer]\nmax_grad_norm = 0", "rloo and dr_grpo"),
         (["grpo", "rloo", "dr_grpo"], "", ""),
         (["grpo", "gspo"], "updates_per_rollout = 2", ""),
+        (["grpo", "gspo"], "correction = 'none'" + ELSEWHERE, ""),  # the first ratio is not 1
+        (["grpo", "gspo"], "correction = 'token'" + ELSEWHERE, "grpo and gspo"),
         (["grpo", "left out"], FILTER, "grpo and left out"),
         (["grpo", "left out"], FILTER + "denominators = 'kept'", ""),
         (["grpo", "gspo"], "[arm.gspo]\ntask = 'countdown'\nobjective = 'gspo'", ""),

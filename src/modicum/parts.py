@@ -102,6 +102,16 @@ def correction_of(config: TrainConfig) -> "Correction":
     return corrections.parse(config.batch.correction, in_process)
 
 
+def first_updates(config: TrainConfig) -> int:
+    """The updates of a rollout; 2 or more also where a first one has ratios that are not 1, since
+    nothing corrects what another sampler says."""
+    from modicum.serving import members  # torch
+
+    here = members.parse(config.compute.sampler).in_process
+    apart = not here and correction_of(config).form == "bypass"
+    return max(config.batch.updates_per_rollout, 1 + apart)
+
+
 def parsers() -> dict[str, Callable[[str], Any]]:
     """What reads the expressions of each kind."""
     from modicum import curricula, objectives, updates  # torch

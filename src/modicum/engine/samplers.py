@@ -182,6 +182,14 @@ class SamplerSettings(spec.Spec, ABC):
 
     in_process: ClassVar[bool] = False
 
+    def require(self) -> None:
+        """UserError if it surely cannot begin here; asked before a model is loaded."""
+
+    def held(self, memory: int, device: str) -> tuple[int, int]:
+        """Bytes of so many on such a device that its server takes: while completions are drawn, and
+        while the policy trains."""
+        return 0, 0
+
     @abstractmethod
     def begin(
         self, engine: Engine, loaded: Loaded, prepared: Prepared | None, compute: Compute, rows: int

@@ -115,7 +115,7 @@ def perform(
     own = run is not None and config.task == past_config(run).task
     task = parts.task or (past_task(run, config.task) if run and own else tasks.parse(config.task))
     folder = _folder(config.out) if config.out else None
-    members.parse(config.compute.sampler)  # before a model loads
+    members.parse(config.compute.sampler).require()  # before a model loads
     config, sized = _sized(config, RunParts(task), run)
     if run is not None:
         was = past_bases(run, past_config(run), config.model, config.base)

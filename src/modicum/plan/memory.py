@@ -36,6 +36,7 @@ TOKENIZER = 1024  # bytes of the host for each token of the vocabulary
 # Of what lives, where the heap is not gone through; more than in all rows of benchmarks/plan.py.
 ROUGH_HOLES = 0.6
 DIVIDED = ("training", "optimizer step")  # when layers lie in pieces, if ever
+SAMPLED = ("evaluation", "sampling")  # while a server is awake
 LASTING = ("optimizer", "masters", "schedule")
 # By how much the heap grows further, as a share of what comes and goes: later passes are of other
 # lengths and find the holes of the first too small, the more so where a step has several
@@ -82,6 +83,7 @@ class Subject:
     objective: Any
     critic: Prepared | None = None  # the model of a critic that has one of its own
     judge: rewards.Learned | None = None  # a learned reward
+    memory: int | None = None  # of the machine; a vLLM server of the run takes a share
     pieces: int = 1  # in which masters and optimizer state lie, one a process
     apart: Any = Team().apart  # of a prepared model what lies in pieces in training, by layer
     known: dict[Any, Memory] = field(default_factory=dict)  # what was estimated
@@ -176,9 +178,11 @@ def _of_set(
     loading = _loading(subject, config) if device != "cuda" else {}
     most, grown = _traced(subject, config, lengths, device, exact)
     found = {"loading": loading} | most
+    lasting = {part: most["training"].get(part, 0) for part in LASTING}
+    if not sampler.in_process:
+        found["sampling"] = lasting
     if subject.objective.has_critic:
         static["critic"], passing = _critic(subject, config, lengths, device)
-        lasting = {part: most["training"].get(part, 0) for part in LASTING}
         found["critic"] = {**lasting, "activations": passing}
     libraries = LIBRARIES[device]
     if device == "cpu":
@@ -190,14 +194,16 @@ def _of_set(
     several = batch.micro_batch < batch.prompts_per_step * batch.group_size
     later = LATER_PARTS if several else LATER_PASSES
     phases = []
+    drawing, resting = sampler.held(subject.memory or 0, device)
     for name, moving in found.items():
         live = sum(moving.values())
         unused = round((ROUGH_HOLES if grown is None else CUDA_SLACK) * live)
         if grown is not None and device == "cpu":
             # What glibc's heap has beside what lives, and by how much it grows further.
-            top, lasting = grown.get(name, 0), sum(moving.get(part, 0) for part in LASTING)
-            unused = max(0, round(top - live + later * (top - lasting)))
+            top, stays = grown.get(name, 0), sum(moving.get(part, 0) for part in LASTING)
+            unused = max(0, round(top - live + later * (top - stays)))
         parts = {**static, **moving, "allocator": unused, "libraries": libraries}
+        parts["server"] = drawing if name in SAMPLED else resting
         parts["weights"] -= away * (name in DIVIDED)
         phases.append(Phase(name, {part: size for part, size in parts.items() if size}))
     return Memory(tuple(phases))

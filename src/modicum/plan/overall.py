@@ -25,6 +25,7 @@ from modicum.plan.hardware import Machine
 from modicum.plan.memory import Memory, Subject, estimate
 from modicum.plan.shapes import Lengths, cache_numbers, lengths_of, num_bytes
 from modicum.report.words import aligned, filled, on_one_line
+from modicum.serving.members import parse
 from modicum.types import Batch, Completion, Frozen, Group, Problem, Row
 
 MOST_SETS = 16  # of those that a schedule may choose
@@ -102,7 +103,8 @@ def make(
     ranks = machine.count if team.several else 1
     config = shared(config, ranks)
     subject = Subject.of(config)
-    subject = replace(subject, pieces=ranks if team.in_pieces else 1, apart=team.apart)
+    pieces = ranks if team.in_pieces else 1
+    subject = replace(subject, pieces=pieces, apart=team.apart, memory=machine.memory)
     team.masters_fit(subject.prepared)
     config, chosen = sizes.settle(config, machine=machine, prompt=prompt, subject=subject)
     given = lengths or lengths_of(config, prompt)
@@ -160,6 +162,7 @@ def _flops(config: TrainConfig, subject: Subject, lengths: Lengths) -> tuple[Ste
     limit = config.sampling.max_tokens
     prompts = lengths.prompts(batch.prompts_per_step)
     room = num_trunk_bytes(engine, prompts, batch.group_size, limit) <= compute.trunk_bytes
+    room = room and parse(compute.sampler).in_process
     found = []
     typical = prepared.schedule.typical(prepared.trainable)
     for names in typical[:: -(-len(typical) // MOST_SETS)]:

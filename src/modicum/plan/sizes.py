@@ -16,8 +16,9 @@ from modicum.models.decoder import view
 from modicum.models.load import choose_device
 from modicum.parts import RunParts
 from modicum.plan.hardware import GIB, Machine, free_memory
-from modicum.plan.memory import Memory, Phase, Subject, estimate, floor
+from modicum.plan.memory import SAMPLED, Memory, Phase, Subject, estimate, floor
 from modicum.plan.shapes import Lengths, completion_tokens, config_of, generous_bound, lengths_of
+from modicum.serving.members import parse
 from modicum.settings import is_auto
 from modicum.types import Frozen, UserError
 
@@ -28,10 +29,9 @@ UNKNOWN = 16 * GIB  # memory that is assumed where nothing says it
 SHARE = {"cpu": 0.85, "cuda": 0.9}
 BATCHES = ("micro_batch", "rollout_batch")
 FEW_ROWS = 8  # completions of a micro-batch: with fewer, checkpointing is the faster way
-SHARED = {"evaluation", "sampling"}  # phases that hold rollouts; the others have micro-batches
 # Parts that neither the batch nor checkpointing changes.
 FIXED = ("weights", "masters", "optimizer", "reference", "schedule", "gradients", "libraries")
-FIXED += ("critic",)
+FIXED += ("critic", "server")
 # By how much the room is exceeded on a line through one point, or two, where no point is needed.
 SURE_OF_ONE, SURE_OF_TWO = 1.5, 1.05
 ADVISED = (*BATCHES, "checkpointing")
@@ -78,7 +78,10 @@ def settle(
         where = choose_device(config.compute.device)
         kind = "cpu" if where.type == "cpu" else "cuda"  # of another accelerator nothing is known
         machine = Machine(f"free on {where}", kind, free_memory(where), None)
-    room = room_of(machine)
+    room = (
+        room_of(machine)
+        - parse(config.compute.sampler).held(machine.memory or 0, machine.device)[0]
+    )
     if simple_enough:
         simple = changed(config, **{name: names[name] for name in free})
         model_config = config_of(config.model, config.trust, config.base)
@@ -86,7 +89,7 @@ def settle(
         if config.trust.trust_remote_code or (most is not None and most < room):
             why = f"{room / GIB:.3g} GiB are far more than it takes"
             return simple, found | {name: Chosen(names[name], why) for name in free}
-    subject = subject or Subject.of(config, parts)
+    subject = replace(subject or Subject.of(config, parts), memory=machine.memory)
     made, memory = search(config, lengths_of(config, prompt, parts.task), machine, free, subject)
     of = f"{room / GIB:.3g} GiB, which are {SHARE[machine.device]:.0%} of the memory"
     why = f"{memory.peak.total / GIB:.3g} GiB are planned for, of {of}"
@@ -127,7 +130,7 @@ def search(
         memory = estimate(made, lengths, machine.device, subject, exact=False)
         for name, points in tried.items():
             # What the fullest of the phases takes that this batch changes, and what of it is fixed.
-            ours = [p for p in memory.phases if (p.name in SHARED) == (name != "micro_batch")]
+            ours = [p for p in memory.phases if (p.name in SAMPLED) == (name != "micro_batch")]
             fullest = max(ours, key=lambda phase: phase.total, default=Phase("", {}))
             points[getattr(made.batch, name)] = fullest.total, _fixed(fullest)
         hopeless = hopeless or any(_fixed(phase) > room for phase in memory.phases)
@@ -205,7 +208,8 @@ def advice(config: TrainConfig, machine: Machine, lengths: Lengths, subject: Sub
         now = changed(config, **more)
         of = subject
         if more:
-            of = replace(Subject.of(now, subject.parts), pieces=subject.pieces, apart=subject.apart)
+            of = Subject.of(now, subject.parts)
+            of.pieces, of.apart, of.memory = subject.pieces, subject.apart, subject.memory
         if last != 1 and not fixed and (least := floor(of, now, machine.device)) > room:
             return "", least
         made, memory = search(now, lengths, machine, ADVISED, of)
@@ -237,6 +241,7 @@ def check(config: TrainConfig, parts: RunParts | None = None) -> None:
     if most is None or most < room:
         return
     lengths, subject = Lengths(SHORT, SHORT, longest, longest), Subject.of(config, parts)
+    subject.memory = room
     peak = estimate(config, lengths, where.type, subject).peak
     if peak.total <= MARGIN * room:
         return

@@ -23,6 +23,7 @@ from modicum.models.precision import Master, Masters, is_coarse, loses_steps
 from modicum.objectives.base import Counts, Objective
 from modicum.plan.live import META, Live, without_data
 from modicum.plan.shapes import Lengths, cache_numbers
+from modicum.serving.members import parse
 from modicum.types import Row
 from modicum.updates.base import Prepared
 
@@ -60,7 +61,7 @@ class Trace:
         self.on_host = on == "cpu"
         self.room = lengths.longest if self.on_host else config.sampling.max_tokens
         without_data(prepared.model)
-        self.objective = goal
+        self.objective, self.here = goal, parse(config.compute.sampler).in_process
         if goal.needs_reference:
             prepared.keep_reference()
         self.others: Tensor | None = None
@@ -94,7 +95,7 @@ class Trace:
         parts = -(-batch.prompts_per_step * batch.group_size // batch.micro_batch)
         with live:
             masters = self._masters()
-            if held_out.eval_problems:
+            if held_out.eval_problems and self.here:
                 with live.phase("evaluation"):
                     for group in {1, held_out.eval_samples}:
                         together = max(1, batch.rollout_batch // group)
@@ -151,6 +152,8 @@ class Trace:
 
     def _step_sampling(self) -> list[Trunk | None]:
         """The trunks of the rows that were sampled together; the others' are held too."""
+        if not self.here:
+            return [None]
         batch, settings = self.config.batch, self.config.sampling
         count = min(batch.prompts_per_step, max(1, batch.rollout_batch // batch.group_size))
         prompts = self.lengths.prompts(batch.prompts_per_step)

@@ -60,6 +60,26 @@ def gpus(first: int, count: int) -> str:
     return ",".join(names)
 
 
+def interpreter(python: str) -> str:
+    """The Python of an environment that has vLLM: this one, or that of the variable."""
+    found = python or os.environ.get(PYTHON)
+    if not found:
+        raise UserError(f"vllm: give `python`, the interpreter that has vLLM, or set {PYTHON}")
+    return found
+
+
+def require_vllm(python: str) -> None:
+    """UserError where there is no such interpreter, or where it has no vLLM."""
+    found = interpreter(python)
+    asked = [found, "-c", "import importlib.util as i; print(bool(i.find_spec('vllm')))"]
+    try:
+        told = subprocess.run(asked, capture_output=True, text=True, timeout=60).stdout
+    except (OSError, subprocess.SubprocessError) as error:
+        raise UserError(f"vllm: {found} cannot be run: {one_line(str(error))}") from None
+    if told.strip() != "True":
+        raise UserError(f"vllm: {found} has no vLLM (scripts/vllm_env.sh makes one that has)")
+
+
 @dataclass(eq=False)
 class ServerProcess:
     """Starts when it is made. UserError, one line, if it does not; what it says is in its log."""
@@ -138,13 +158,10 @@ class ServerProcess:
 
     def _start(self, port: int) -> bool:
         """Start it and wait until it answers by its name; False if another program has its port."""
-        python = self.python or os.environ.get(PYTHON)
-        if not python:
-            raise UserError(f"vllm: give `python`, the interpreter that has vLLM, or set {PYTHON}")
         kept = {key: text for key, text in os.environ.items() if key not in DROPPED}
         seen = {} if self.gpu is None else {VISIBLE: gpus(self.gpu, self.tensor_parallel)}
         command = [sys.executable, "-I", keeper.__file__, str(os.getpid())]
-        command += [python, "-m", MODULE, *self.arguments(port)]
+        command += [interpreter(self.python), "-m", MODULE, *self.arguments(port)]
         how: dict[str, Any] = {"stdin": subprocess.DEVNULL, "stderr": subprocess.STDOUT}
         how |= {"env": DEFAULTS | kept | GIVEN | seen, "start_new_session": True}
         with self._log.open("ab") as output:

@@ -10,8 +10,8 @@ from modicum.engine.base import Engine, Sampler
 from modicum.engine.samplers import SAMPLERS, SamplerSettings, parse
 from modicum.limits import Limits, Positive
 from modicum.models.load import Loaded, inner
-from modicum.serving.child import ServerProcess
-from modicum.serving.client import Server
+from modicum.serving.child import ServerProcess, require_vllm
+from modicum.serving.client import Server, ServerGone
 from modicum.serving.publish import Publisher
 from modicum.serving.sampler import ServedSampler
 from modicum.types import UserError
@@ -38,6 +38,19 @@ class Vllm(SamplerSettings):
     tensor_parallel: Positive = 1
     dtype: str = ""  # of the server's weights; empty: the run's
 
+    def require(self) -> None:
+        """UserError without an interpreter that has vLLM."""
+        require_vllm(self.python)
+
+    def share(self, on_gpu: bool) -> float:
+        """Of the memory, which the server may take."""
+        return self.memory if on_gpu else min(self.memory, CPU_MEMORY)
+
+    def held(self, memory: int, device: str) -> tuple[int, int]:
+        on_gpu = device == "cuda"
+        taken = round(memory * self.share(on_gpu))
+        return taken, 0 if self.sleep and on_gpu else taken
+
     def begin(
         self, engine: Engine, loaded: Loaded, prepared: Prepared | None, compute: Compute, rows: int
     ) -> Sampler:
@@ -56,7 +69,7 @@ class Vllm(SamplerSettings):
         made.start = lambda: ServerProcess(
             base.name_or_path,
             self.python,
-            self.memory if on_gpu else min(self.memory, CPU_MEMORY),
+            self.share(on_gpu),
             made.sleeps,
             self.tensor_parallel,
             self.dtype or str(base.dtype).removeprefix("torch."),
@@ -83,6 +96,14 @@ class Served(SamplerSettings):
     def __str__(self) -> str:
         folder = [f"folder={self.folder!r}"] if self.folder else []
         return f"server({', '.join([*map(repr, self.urls), *folder])})"
+
+    def require(self) -> None:
+        """UserError where one does not answer, or not as vLLM does."""
+        for url in self.urls:
+            try:
+                Server(url).about()
+            except ServerGone as error:
+                raise UserError(f"{error}; is the server there?") from None
 
     def begin(
         self, engine: Engine, loaded: Loaded, prepared: Prepared | None, compute: Compute, rows: int

@@ -11,7 +11,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 from modicum.config import Held, read_toml
-from modicum.parts import correction_of, require_group
+from modicum.parts import correction_of, first_updates, require_group
 from modicum.report.words import say
 from modicum.results import TuningRun
 from modicum.runs import Run, read_lines, read_object
@@ -161,7 +161,7 @@ def check_arms(study: Study) -> None:
             tasks.parse(config.task)
         except UserError as error:
             raise UserError(f"arm {arm.name}: {error}") from None
-        batch, each = config.batch, config.batch.updates_per_rollout
+        batch, each = config.batch, first_updates(config)
         plain = isinstance(draws.parse(batch.groups), draws.Filter) and batch.divides == "sampled"
         if plain and goal.droppable and len(reward.terms) == 1:  # what is left out changes nothing
             config = replace(config, batch=replace(batch, groups="all", denominators="auto"))

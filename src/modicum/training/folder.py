@@ -19,6 +19,7 @@ from modicum.training.session import Session
 from modicum.types import FolderError, RunInterrupted, UserError
 
 Changes = dict[str, tuple[Any, Any]]  # before and now, by name
+SAMPLER = "compute.sampler"
 LENGTH = {name for name, kind, _ in settings(TrainConfig()) if kind == "length"}
 
 
@@ -156,8 +157,12 @@ def _changes(folder: Path, config: TrainConfig) -> tuple[Changes, bool]:
     both = zip(settings(past), settings(now), strict=True)
     found = {name: (kind, old, new) for (name, kind, old), (_, _, new) in both if old != new}
     found.pop("out", None)  # the folder may have been moved, or be named in another way now
+    _, *samplers = found.get(SAMPLER, ("", "local", "vllm"))
+    if len({text.partition("(")[0] for text in samplers}) == 1:
+        found[SAMPLER] = ("digits", *samplers)  # the same at other addresses, or with other memory
     changes = {name: (old, new) for name, (_, old, new) in found.items()}
     stay = {name for name, kind, _ in settings(now) if kind == "fixed"}
+    stay -= {name for name, (kind, *_) in found.items() if kind != "fixed"}
     if past.sampling.long_prompts == "skip":
         stay.add("sampling.max_prompt_tokens")  # says which problems there are
     other = {name: both for name, both in changes.items() if name in stay}

@@ -27,7 +27,8 @@ from modicum.objectives.parts import Counts
 from modicum.plan.hardware import this
 from modicum.report.words import aligned, filled
 from modicum.training import rate as rates
-from modicum.training.hearing import batch_of
+from modicum.training.hearing import batch_of, corrected
+from modicum.training.rollout import Rollout
 from modicum.training.session import Session, prepare
 from modicum.training.step import sample_groups, score, switch
 from modicum.types import Batch, Frozen, Group, Row, UserError
@@ -108,10 +109,12 @@ def _rollouts(session: Session) -> tuple[list[Group], Tensor]:
     while len(groups) < PROBLEMS or (signals < SIGNALS and len(groups) < MOST_PROBLEMS):
         step = len(rewards)
         fresh = sample_groups(session, step)
+        scores, found_PG = score(session.task, session.reward, fresh, [], session.config.batch.cut)
+        heard, _ = corrected(session, Rollout(fresh, scores, found_PG))
         # Trunks are those of one update; others begin elsewhere.
-        bare = (tuple(replace(c, trunk=None) for c in group.completions) for group in fresh)
-        groups += [replace(g, completions=c) for g, c in zip(fresh, bare, strict=True)]
-        _, found_PG = score(session.task, session.reward, fresh, [], session.config.batch.cut)
+        for group in heard.groups:
+            bare = (replace(completion, trunk=None) for completion in group.completions)
+            groups.append(replace(group, completions=tuple(bare)))
         rewards.append(found_PG)
         signals += int(session.objective.signal(found_PG).sum())
     return groups, torch.cat(rewards)

@@ -20,7 +20,7 @@ from modicum.models.identity import Identity
 from modicum.models.load import inner, load
 from modicum.models.precision import loses_steps, too_fine
 from modicum.parallel import Team
-from modicum.parts import RunParts, correction_of
+from modicum.parts import RunParts, correction_of, first_updates
 from modicum.plan.shapes import rested
 from modicum.plan.sizes import settle
 from modicum.report.words import environment
@@ -185,7 +185,7 @@ def prepare(
     task, update, reward, objective, curriculum = (parts or RunParts()).resolve(config)
     compute = config.compute
     # A bad task or sampler, and a reward that does not go with it, fail before the model loads.
-    members.parse(compute.sampler)
+    members.parse(compute.sampler).require()
     first = task.problem("train", config.seed, 0)
     for _, term in reward.terms:
         term.require(first)
@@ -280,7 +280,7 @@ def notes(session: Session) -> list[str]:
         lost=too_fine(lossy, rate),
         rate=rate,
     )
-    updates, terms = config.batch.updates_per_rollout, len(session.reward.terms)
+    updates, terms = first_updates(config), len(session.reward.terms)
     return [
         *tasks.notes(session.task),
         *session.prepared.notes,
