@@ -1,13 +1,14 @@
-"""What a trunk in 4 bits costs and saves: NF4 beside bf16, SmolLM2-135M on sums below 20.
+"""What one setting does to a run beside bf16 alone, in pairs: SmolLM2-135M on sums below 20.
 
-    python benchmarks/quantise.py [--steps 20] [--seeds 0 1 2] [--only 'nf4 last(6) 0']
+    python benchmarks/paired.py nf4 [--steps 20] [--seeds 0 1 2]     # the trunk rests in 4 bits
+    MODICUM_VLLM_PYTHON=... python benchmarks/paired.py vllm         # a vLLM server draws
 
-A cell is a run of `modicum train --recipe addition` in a process of its own: bf16 or NF4, `last(6)` or
-`lora(rank=8)`, a seed. Finished cells are kept in runs/quantise, and one that was stopped goes on, so the same
-command goes on with what is left. Of each: peak memory of the process, seconds of training, held-out accuracy
-of the base and of the policy. Compared by pairs, problem by problem, seeds together: NF4 less bf16, with the
-95 % interval. The base of NF4 is the rounded model, so the two have different bases; both are shown. Writes
-benchmarks/quantise.json.
+A cell is a run of `modicum train --recipe addition` in a process of its own: with the setting or without,
+`last(6)` or `lora(rank=8)`, a seed. Finished cells are kept in benchmarks/paired.json, and one that was stopped
+goes on in runs/paired, so the same command goes on with what is left. Of each: peak memory of the process,
+seconds of training, held-out accuracy of the base and of the policy. Compared problem by problem, seeds
+together: with the setting less without, with the 95 % interval. The base of NF4 is the rounded model; under
+vLLM the server draws in evaluations too, and its memory is not counted.
 """
 
 from __future__ import annotations
@@ -24,9 +25,15 @@ from typing import Any
 from modicum import machine
 from modicum.stats import paired_interval
 
-HERE, FOLDER = Path(__file__).parent, Path("runs/quantise")
+HERE, FOLDER = Path(__file__).parent, Path("runs/paired")
 RATES = {"last(6)": "4e-5", "lora(rank=8)": "2e-4"}
-HOW = ("bf16", "nf4")
+PLAIN = "bf16"
+HOW = {
+    PLAIN: {},
+    "nf4": {"--quantise": "nf4"},
+    "vllm": {"--sampler": "vllm(memory=0.1)"},
+}
+Rows = dict[tuple[str, str, int, int], dict[str, Any]]
 
 
 def cell(how: str, update: str, seed: int, options: argparse.Namespace) -> dict[str, Any]:
@@ -41,7 +48,7 @@ def cell(how: str, update: str, seed: int, options: argparse.Namespace) -> dict[
                 "--steps": str(options.steps),
                 "--seed": str(seed),
             },
-            **{"--dtype": "bf16", "--quantise": "nf4" if how == "nf4" else ""},
+            **{"--dtype": "bf16", **HOW[how]},
             **{"--eval-problems": str(options.problems), "--checkpoint-every": "5"},
             **{"--out": str(folder)},
         }
@@ -61,22 +68,22 @@ def cell(how: str, update: str, seed: int, options: argparse.Namespace) -> dict[
     }
 
 
-def compared(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Of each update what NF4 makes of memory, time and accuracy, over the seeds that both have."""
+def compared(rows: Rows, how: str) -> list[dict[str, Any]]:
+    """Of each update what the setting makes of memory, time and accuracy, over the seeds that both have."""
     found = []
-    for update in dict.fromkeys(row["update"] for row in rows):
-        of = {
-            how: {r["seed"]: r for r in rows if (r["how"], r["update"]) == (how, update)}
-            for how in HOW
-        }
-        seeds = sorted(of["bf16"].keys() & of["nf4"].keys())
+    for update in RATES:
+        runs = [
+            {key[2]: row for key, row in rows.items() if key[:2] == (of, update)}
+            for of in (PLAIN, how)
+        ]
+        seeds = sorted(runs[0].keys() & runs[1].keys())
         if not seeds:
             continue
-        line: dict[str, Any] = {"update": update, "seeds": seeds}
+        line: dict[str, Any] = {"how": how, "update": update, "seeds": seeds}
         for name in ("seconds", "peak_bytes"):
-            line[name] = statistics.median(of["nf4"][s][name] / of["bf16"][s][name] for s in seeds)
+            line[name] = statistics.median(runs[1][s][name] / runs[0][s][name] for s in seeds)
         for name in ("base", "trained"):
-            both = [[score for s in seeds for score in of[how][s][name]] for how in HOW]
+            both = [[score for s in seeds for score in of[s][name]] for of in runs]
             interval = paired_interval(both[1], both[0])
             line[name] = [*map(statistics.fmean, both), interval.low, interval.high]
         found.append(line)
@@ -86,26 +93,30 @@ def compared(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 def main() -> None:
     """Make what is missing, in an order that pairs are complete early, and print the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("how", choices=[how for how in HOW if how != PLAIN])
     parser.add_argument("--model", default="models/SmolLM2-135M-Instruct")
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--problems", type=int, default=32)
     parser.add_argument("--seeds", type=int, nargs="*", default=[0, 1, 2])
-    parser.add_argument("--only", help="one cell: how, update and seed, such as 'nf4 last(6) 0'")
-    parser.add_argument("--out", default=str(HERE / "quantise.json"))
+    parser.add_argument("--out", default=str(HERE / "paired.json"))
     options = parser.parse_args()
-    cells = [(how, update, seed) for seed, update, how in product(options.seeds, RATES, HOW)]
-    if options.only:
-        cells = [of for of in cells if " ".join(map(str, of)) == options.only]
-    rows = []
-    for how, update, seed in cells:
-        rows.append(cell(how, update, seed, options))
-        found = {"machine": machine.environment(), "rows": rows, "compared": compared(rows)}
-        Path(options.out).write_text(json.dumps(found, indent=1) + "\n")
-    print("| update | seeds | memory, of bf16 | seconds | base: bf16, NF4, difference | trained |")
+    out, rows = Path(options.out), Rows()
+    known = json.loads(out.read_text()) if out.is_file() else {"rows": []}
+    for row in known["rows"]:
+        rows[row["how"], row["update"], row["seed"], row["steps"]] = row
+    for seed, update, how in product(options.seeds, RATES, (PLAIN, options.how)):
+        key = (how, update, seed, options.steps)
+        rows[key] = rows.get(key) or cell(how, update, seed, options)
+        lines = [line for of in HOW if of != PLAIN for line in compared(rows, of)]
+        found = {"machine": machine.environment(), "rows": [*rows.values()], "compared": lines}
+        out.write_text(json.dumps(found, indent=1) + "\n")
+    print(
+        f"| update | seeds | memory, of bf16 | seconds | base: bf16, {options.how}, difference | trained |"
+    )
     print("|---|---|---|---|---|---|")
-    for line in compared(rows):
+    for line in compared(rows, options.how):
         shares = (
-            f"{a:.1%}, {b:.1%}, [{low:+.1%}, {high:+.1%}]"
+            f"{a:.1%}, {b:.1%}, {b - a:+.1%} [{low:+.1%}, {high:+.1%}]"
             for a, b, low, high in (line["base"], line["trained"])
         )
         sizes = f"{line['peak_bytes']:.2f} | {line['seconds']:.2f}"
