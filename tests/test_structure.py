@@ -62,6 +62,7 @@ ORDER = [
     "findings",
     "training",
     "doctor",
+    "card",
     "export",
     "display",
     "study",

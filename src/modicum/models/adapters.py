@@ -57,7 +57,11 @@ def said(folder: Path) -> Mapping[str, Any]:
 
 
 def base_of(folder: Path, base: str) -> str:
-    """What the base of the adapter in a folder is called: `base`, or what its config names."""
+    """What the base of the adapter in a folder is called: `base`, where our export has found it if it
+    is there still, or what its config names."""
+    there = read_object(folder / "modicum.json", optional=True).get("base_folder")
+    if not base and isinstance(there, str) and (folder / there).exists():
+        return str((folder / there).resolve())
     named = base or said(folder).get("base_model_name_or_path")
     if not (named and isinstance(named, str)):
         raise UserError(f"{folder} is an adapter and does not name its base; --base MODEL does")
