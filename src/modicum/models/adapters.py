@@ -3,6 +3,7 @@
 What PEFT would only warn of (a tensor that is not in the file, or that no layer takes) is an error
 here. Dropout is left out."""
 
+import re
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -15,13 +16,18 @@ from torch import nn
 
 from modicum.models.four_bit import unpack
 from modicum.models.identity import combined, config_hash, fingerprints
-from modicum.runs import read_object
+from modicum.runs import file_hash, read_object
 from modicum.types import UserError
 
 CONFIG, WEIGHTS, PICKLED = "adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"
 # What stands before the prompt, or beside the model, and not inside its layers.
 OUTSIDE = """PROMPT_TUNING MULTITASK_PROMPT_TUNING P_TUNING PREFIX_TUNING CPT ADAPTION_PROMPT XLORA
     POLY SHADOW"""
+# What a config says beside what its tensors are multiplied by and where they lie, which their names say.
+NO_MATTER = re.compile(
+    r"^(init_|base_|task|target_|revision|inference|auto_map|peft_ver|exclude|layers_to|layers_pat)"
+    r"|dropout|seed|prng|_config$|_modules$|^ensure_|^total_step|^runtime"
+)
 # What a library raises where a file is not what it should be.
 FAULTS = (OSError, ValueError, TypeError, LookupError, AttributeError, RuntimeError, ImportError)
 FAULTS += (SafetensorError,)
@@ -110,6 +116,45 @@ def _fill(model: Any, folder: Path, pickled: bool) -> None:
     for name, tensor in get_peft_model_state_dict(model, save_embedding_layers=False).items():
         if not torch.isfinite(tensor).all():
             raise UserError(f"{folder} has no {name}, or numbers in it that are not finite")
+
+
+def begin(model: Any, folder: Path, what: str) -> None:
+    """Give the adapter of `model`, which `what` has made, the values of the one in a folder.
+    UserError where that is of another kind, says other numbers, or has other tensors."""
+    from peft.utils import get_peft_model_state_dict, load_peft_weights
+
+    theirs, (ours,) = said(folder), model.peft_config.values()
+    for name, mine in ours.to_dict().items():
+        found = theirs.get(name, mine)
+        if (found or None) != (mine or None) and not NO_MATTER.search(name):
+            here = f"{what} has {mine.value if hasattr(mine, 'value') else mine!r}"
+            raise UserError(f"init_adapter: {folder} has {name} = {found!r}, {here}")
+    try:
+        held = get_peft_model_state_dict(model, save_embedding_layers=False)
+        there = load_peft_weights(str(folder), device="cpu")
+        for name in sorted(held.keys() | there.keys()):
+            shapes = [tuple(of[name].shape) if name in of else "none" for of in (there, held)]
+            if shapes[0] != shapes[1]:
+                why = f"{folder} has {shapes[0]} for the tensor {name}, {what} {shapes[1]}"
+                raise UserError(f"init_adapter: {why}")
+        _fill(model, folder, pickled=False)
+    except FAULTS as error:
+        if isinstance(error, UserError):
+            raise
+        raise UserError(f"init_adapter: {folder} cannot be read: {error!s:.300}") from None
+
+
+def init_hash(folder: Path, base: str) -> str:
+    """One hash of an adapter's files, its base's place left out; UserError where it has none, or its
+    base is known and has not the hash `base`."""
+    if not (is_adapter(folder) and (folder / WEIGHTS).is_file()):
+        raise UserError(f"init_adapter: {folder} is no folder with {CONFIG} and {WEIGHTS}")
+    known = read_object(folder / "modicum.json", optional=True).get("base_hash", base)
+    if known != base:
+        why = f"its hash differs (it was {known!s:.12}, that of the base is {base:.12})"
+        raise UserError(f"init_adapter: {folder} was trained on another base model: {why}")
+    plain = {name: v for name, v in said(folder).items() if name != "base_model_name_or_path"}
+    return combined({"": config_hash(plain), WEIGHTS: file_hash(folder / WEIGHTS)})
 
 
 def adapter_hash(model: Any, folder: Path) -> str:

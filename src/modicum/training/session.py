@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from modicum.engine.agreement import Agreement
 from modicum.engine.flops import FlopCounter
 from modicum.engine.reward import opened
 from modicum.evaluate import held_out
+from modicum.models import adapters
 from modicum.models.four_bit import count
 from modicum.models.identity import Identity
 from modicum.models.load import inner, load
@@ -194,8 +196,12 @@ def prepare(
     order = _begin(curriculum, without(task, examples), reward, config)
     given = config.model, team.device or compute.device, compute.dtype, config.trust, config.base
     loaded = load(*given, rested(config, update))
+    identity, begins = loaded.identity, Path(config.init_adapter).expanduser()
+    if config.init_adapter:
+        begun = adapters.init_hash(begins, identity.hashes["base_hash"])
+        identity = replace(identity, hashes={**identity.hashes, "init_hash": begun})
     if check is not None:
-        check(loaded.identity)
+        check(identity)
     asked = [*whole(task, "train"), *held]
     sizes = Sizes(loaded.tokenizer, config.sampling, examples, loaded.model.config)
     short = sizes.settle(task, asked)
@@ -206,6 +212,8 @@ def prepare(
         raise UserError(f"quantise: {objective} has a model of its own, which would rest in none")
     apart = base_of(objective, update, loaded.model)
     prepared = update.apply(loaded.model, config.seed)
+    if config.init_adapter:
+        prepared.begin(begins, str(update))
     if objective.needs_reference or reward.learned:
         prepared.keep_reference()
     policy = policy_of(loaded, prepared, compute, config.batch.rollout_batch)
@@ -225,7 +233,7 @@ def prepare(
     stochastic = compute.rounding == "stochastic"
     optimization = Optimization(prepared, config.optimizer, counters, config.seed, stochastic, team)
     chosen, made = (update, task, reward, objective, order), (policy, examples, prepared)
-    session = Session(config, *chosen, *made, optimization, counters, loaded.identity)
+    session = Session(config, *chosen, *made, optimization, counters, identity)
     session.parallel = team
     if objective.has_critic:
         session.critic = Critic(session, apart)
@@ -273,7 +281,7 @@ def notes(session: Session) -> list[str]:
     template = environment().get_template("notes.txt")
     told = template.render(
         measured=measured,
-        other_base=measured is not None and measured.base != dict(session.identity.hashes),
+        other_base=measured is not None and measured.base != session.identity.bare,
         unknown=whole and repr(inner(policy.model).config.model_type),
         masked=config.batch.cut == "mask",
         slow=on_gpu and not torch.cuda.is_bf16_supported(including_emulation=False),
