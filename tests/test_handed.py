@@ -158,7 +158,7 @@ def test_modicum_reads_the_template_of_the_base_back(base: str, form: Any, tmp_p
         return
     whole = handed(tokenizer, Sampling(template=form), ())
     assert whole != before and own(whole) == before and own(before) == before
-    assert own({"default": whole, "more": before}) == {"default": before, "more": before}
+
     folder = shutil.copytree(TINY, tmp_path / "model")
     tokenizer.chat_template = whole
     tokenizer.save_pretrained(folder)

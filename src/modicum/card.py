@@ -20,76 +20,39 @@ from modicum.tasks.prompts import encode, stops
 from modicum.types import Problem, UserError
 
 NAME = "README.md"
-DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
-LICENCE = re.compile(r"\A---\n(?:.*\n)*?license:[ '\"]*([\w.-]+)", re.MULTILINE)
+LICENCE = re.compile(r"\A---\n(?:.*\n)*?license:[ '\"]*([\w.-]+)")
 
 
 def hand(run: Path, config: TrainConfig, tokenizer: Any) -> dict[str, Any]:
-    """Put the prompt of a run into the chat template, and what the card says of the run."""
-    sampling = replace(config.sampling, max_prompt_tokens=10**9)
-    past, question = began(run), ""
+    """Put the prompt of a run into the chat template; what the card says of the run."""
+    past, question, result = began(run), "", read_object(run / "result.json", optional=True)
     examples = tuple((one, answer) for one, answer in past.get("examples", ()))
-    if len(examples) != sampling.examples:
+    if len(examples) != config.sampling.examples:
         raise UserError(f"{run} has lost the worked examples of its environment.json")
     with suppress(UserError):  # its problems may be no more
-        task = past_task(run, config.task)
-        question = held_out(task, config.evaluation.eval_split, 1)[0].question
+        held = held_out(past_task(run, config.task), config.evaluation.eval_split, 1)
+        question = held[0].question
+    wide = replace(config.sampling, max_prompt_tokens=10**9)
     problem = Problem("", question or PROBES[0], "")
-    ids = encode(problem, tokenizer, sampling, examples)
-    stop, template = stops(tokenizer, sampling), handed(tokenizer, sampling, examples, [question])
+    prompt = tokenizer.decode(encode(problem, tokenizer, wide, examples))
+    stop, template = stops(tokenizer, wide), handed(tokenizer, wide, examples, [question])
     tokenizer.chat_template = template or tokenizer.chat_template
-    result = read_object(run / "result.json", optional=True)
-    return {
-        "prompt": tokenizer.decode(ids, clean_up_tokenization_spaces=False),
-        **{"question": problem.question, "held": bool(question), "handed": bool(template)},
-        **{
-            "stop": stop,
-            "sampling": sampling,
-            "config": config,
-            "dtype": DTYPES[config.compute.dtype],
-        },
-        "result": fill(RunResult, result, str(run / "result.json")) if result else None,
-        **{"versions": past.get("versions", {}), "device": past.get("device")},
-    }
+    found = fill(RunResult, result, str(run / "result.json")) if result else None
+    known = {"past": past, "config": config, "result": found, "prompt": prompt, "stop": stop}
+    return known | {"question": problem.question, "held": question, "handed": template}
 
 
-def write(folder: Path, base: str, local: str, told: Mapping[str, Any], repo: str = "") -> None:
-    """Write the card beside the weights; `local` is the folder of the base, "" for one of the hub."""
-    from huggingface_hub import ModelCardData
-
-    config, adapter = told["config"], read_object(folder / "adapter_config.json", optional=True)
-    licence = "apache-2.0" if base == "tiny" else _licence(base, local)
-    head = ModelCardData(
-        base_model=base if "/" in base else None,
-        library_name="peft" if adapter else "transformers",
-        license=licence or None,
-        pipeline_tag="text-generation",
-        tags=["modicum", "grpo", "reinforcement-learning"],
-    )
-    init = Path(config.init_adapter).name
-    mine = replace(config, model=base, base="", out="", init_adapter=init)
+def write(folder: Path, told: Mapping[str, Any]) -> None:
+    """Write the card beside the weights."""
+    adapter = read_object(folder / "adapter_config.json", optional=True)
+    local, init = told.get("base_folder", ""), Path(told["config"].init_adapter).name
+    there = folder / local / NAME
+    text = there.read_text(encoding="utf-8", errors="replace") if there.is_file() and local else ""
+    mine = replace(told["config"], model=told["base"], base="", out="", init_adapter=init)
     both = zip(settings(TrainConfig()), settings(mine), strict=True)
     other = {n.rpartition(".")[2]: now for (n, _, usual), (_, _, now) in both if now != usual}
-    simple = adapter.get("peft_type") == "LORA" and not adapter.get("use_dora")
-    text = environment(fenced=fenced, literal=repr).get_template("card.md")
-    found = text.render(
-        **{**told, "head": head.to_yaml(), "base": base, "local": local, "license": licence},
-        **{"repo": repo, "lora": simple and adapter["r"], "init_adapter": init},
-        settings=to_toml(tables(TrainConfig, {"model": base, **other}, "the run")),
-    )
-    (folder / NAME).write_text(re.sub(r"\n{3,}", "\n\n", found).rstrip() + "\n", encoding="utf-8")
-
-
-def _licence(base: str, local: str) -> str:
-    """What the card of a base says of its licence, where it is here."""
-    from huggingface_hub import try_to_load_from_cache
-
-    card = f"{local}/{NAME}" if local else try_to_load_from_cache(base, NAME)
-    with suppress(OSError, UnicodeDecodeError):
-        found = (
-            LICENCE.search(Path(card).read_text(encoding="utf-8"))
-            if isinstance(card, str)
-            else None
-        )
-        return found[1] if found else ""
-    return ""
+    toml = to_toml(tables(TrainConfig, {"model": mine.model, **other}, "the run"))
+    known = {"peft": adapter, "local": local, "licence": LICENCE.findall(text), "init": init}
+    made = environment(fenced=fenced, literal=repr).get_template("card.md")
+    card = re.sub(r"\n{3,}", "\n\n", made.render(**told, **known, toml=toml))
+    (folder / NAME).write_text(card.strip() + "\n", encoding="utf-8")

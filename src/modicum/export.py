@@ -18,10 +18,10 @@ from modicum import card, runs
 from modicum.config import TrainConfig, Trust
 from modicum.engine import Policy
 from modicum.engine.probe import REFUSALS
-from modicum.models.adapters import merged, quiet
+from modicum.models.adapters import DESCRIBED, merged, quiet
 from modicum.models.four_bit import packed, unpack
 from modicum.models.identity import Identity
-from modicum.models.load import Loaded, Source, load, locate
+from modicum.models.load import TINY, Loaded, Source, load, locate
 from modicum.parts import RunParts, past_bases, past_config
 from modicum.training.checkpoint import reload
 from modicum.types import RunStopped, UserError
@@ -29,7 +29,6 @@ from modicum.updates.adapter import AdapterPrepared
 from modicum.updates.base import Prepared
 
 TOLERANCE = 1e-4  # of logits, relative to their largest, in fp32
-DESCRIBED = "modicum.json"
 MODELS = ("config.json", "adapter_config.json", DESCRIBED)  # what a folder of a model has
 
 
@@ -57,10 +56,10 @@ def export_run(
         policy, prepared, past = session.policy, session.prepared, session.config
         source = locate(past.model, past.trust, past.base)
         said = {"run": run.resolve().name, "update": past.update, "format": format}
-        told = card.hand(run, past, policy.tokenizer)
-        told |= {"steps": session.counters.rollouts, "hashes": session.identity.hashes, **said}
-        told |= {"trainable": session.trainable_parameters, "total": session.total_parameters}
+        told = card.hand(run, past, policy.tokenizer) | {"repo": repo}
         told |= describe(at, out, source, session.identity, said)
+        told |= {"steps": session.counters.rollouts, "trainable": session.trainable_parameters}
+        told |= {"total": session.total_parameters, "hashes": session.identity.hashes}
         if format == "adapter":
             adapter = adapter_of(prepared, run, past.update)
             again = load(past.model, past.compute.device, past.compute.dtype, past.trust, past.base)
@@ -70,7 +69,7 @@ def export_run(
             difference = export_adapter(adapter, policy, bare, at, source.known_as)
         else:
             difference = export_whole(prepared.model, policy, at)
-        card.write(at, source.known_as, source.place if source.local else "", told, repo)
+        card.write(at, told)
         return difference
 
 
@@ -169,7 +168,7 @@ def describe(
     """Write beside the weights where they come from, and the way from `out` to a base in a folder;
     other programs do not read it."""
     told = {"written_by": f"modicum {metadata.version('modicum')}", "base": source.known_as}
-    if source.local and source.known_as != "tiny":
+    if source.local and source.place != str(TINY):
         place = Path(source.gguf or source.place).resolve()
         told["base_folder"] = os.path.relpath(place, out.expanduser().resolve())
     told |= {"adapter": source.adapter.resolve().name} if source.adapter else {}

@@ -1,10 +1,12 @@
 """`modicum evaluate`, `extrapolate` and `export`: what models come to, and as files for others."""
 
 import math
+import re
+import sys
 from dataclasses import replace
 from pathlib import Path
 
-from modicum import runs
+from modicum import hub, runs
 from modicum.commands import parser, printed
 from modicum.config import Trust
 from modicum.face.evaluation import EvaluateConfig, perform, settled, values_of
@@ -13,6 +15,7 @@ from modicum.parts import past_bases, past_config
 from modicum.report.words import filled
 from modicum.types import UserError
 
+REPO = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+", re.ASCII)
 MORE = "--checkpoint-every N --keep-checkpoints M keeps more of a run, --from 0 takes the base"
 
 
@@ -87,6 +90,8 @@ def run_export(args: list[str]) -> int:
     if found.format == "adapter" and not found.run:
         raise UserError("--format adapter needs a RUN that trained an adapter")
 
+    if not REPO.fullmatch(found.push) and (found.push or found.private or found.dry_run):
+        raise UserError(f"--push must name a model on the hub as USER/NAME, not {found.push!r}")
     from modicum import export
 
     out, trust = Path(found.out), given(Trust, found)
@@ -94,11 +99,17 @@ def run_export(args: list[str]) -> int:
         run_export, past = Path(found.run), past_config(Path(found.run))
         config = past_bases(run_export, past, found.model, found.base)
         config = replace(config, trust=replace(past.trust, **trust))
-        difference = export.export_run(run_export, out, found.format, found.overwrite, config)
+        difference = export.export_run(
+            run_export, out, found.format, found.overwrite, config, repo=found.push
+        )
     else:
         model = found.model or "tiny"
         difference = export.export_base(model, out, found.overwrite, Trust(**trust), found.base)
     files = sorted(p.name for p in out.iterdir())
     result = {"out": str(out), "files": files, "largest_logit_difference": difference}
     text = f"wrote {out} ({', '.join(files)})\nloaded again: logits differ by at most"
-    return printed(found.json, result, f"{text} {difference:.2g}")
+    code = printed(found.json, result, f"{text} {difference:.2g}")
+    if found.push:
+        done = hub.push(out, found.push, found.private, found.dry_run)
+        print(done, file=sys.stderr if found.json else sys.stdout)
+    return code

@@ -16,9 +16,11 @@ from torch import nn
 
 from modicum.models.four_bit import unpack
 from modicum.models.identity import combined, config_hash, fingerprints
+from modicum.report.words import say
 from modicum.runs import file_hash, read_object
 from modicum.types import UserError
 
+DESCRIBED = "modicum.json"  # what an export of ours says of itself
 CONFIG, WEIGHTS, PICKLED = "adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"
 # What stands before the prompt, or beside the model, and not inside its layers.
 OUTSIDE = """PROMPT_TUNING MULTITASK_PROMPT_TUNING P_TUNING PREFIX_TUNING CPT ADAPTION_PROMPT XLORA
@@ -45,6 +47,16 @@ def quiet() -> Iterator[None]:
         yield
 
 
+@contextmanager
+def _fitting(folder: Path, place: str) -> Iterator[None]:
+    """What goes wrong is one line: the adapter in a folder is not for `place`, or no good."""
+    try:
+        yield
+    except FAULTS as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise UserError(f"{folder} does not fit {place}, or is broken: {reason:.300}") from None
+
+
 def is_adapter(folder: Path) -> bool:
     """Whether a folder holds an adapter."""
     return (folder / CONFIG).is_file()
@@ -65,7 +77,7 @@ def said(folder: Path) -> Mapping[str, Any]:
 def base_of(folder: Path, base: str) -> str:
     """What the base of the adapter in a folder is called: `base`, where our export has found it if it
     is there still, or what its config names."""
-    there = read_object(folder / "modicum.json", optional=True).get("base_folder")
+    there = read_object(folder / DESCRIBED, optional=True).get("base_folder")
     if not base and isinstance(there, str) and (folder / there).exists():
         return str((folder / there).resolve())
     named = base or said(folder).get("base_model_name_or_path")
@@ -80,7 +92,7 @@ def put(model: nn.Module, folder: Path, pickled: bool = False, weights: bool = T
     import peft
 
     facts, place = said(folder), getattr(model, "name_or_path", "")
-    try:
+    with _fitting(folder, place):
         config: Any = peft.PeftConfig.from_peft_type(**{**facts, "inference_mode": False})
         config.task_type, config.base_model_name_or_path = peft.TaskType.CAUSAL_LM, place
         if hasattr(config, "lora_dropout"):
@@ -92,9 +104,6 @@ def put(model: nn.Module, folder: Path, pickled: bool = False, weights: bool = T
                     parameter.data = parameter.data.float()  # also the lengths of DoRA
             if weights:
                 _fill(made, folder, pickled)
-    except FAULTS as error:
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise UserError(f"{folder} does not fit {place}, or is broken: {reason:.300}") from None
     return made.eval()
 
 
@@ -118,43 +127,43 @@ def _fill(model: Any, folder: Path, pickled: bool) -> None:
             raise UserError(f"{folder} has no {name}, or numbers in it that are not finite")
 
 
-def begin(model: Any, folder: Path, what: str) -> None:
-    """Give the adapter of `model`, which `what` has made, the values of the one in a folder.
-    UserError where that is of another kind, says other numbers, or has other tensors."""
+def begin(prepared: Any, folder: Path, what: str) -> None:
+    """Give the adapter that an update, `what`, has made the values of the one in a folder. UserError
+    where that is of another kind, says other numbers, or has other tensors."""
     from peft.utils import get_peft_model_state_dict, load_peft_weights
 
-    theirs, (ours,) = said(folder), model.peft_config.values()
-    for name, mine in ours.to_dict().items():
-        found = theirs.get(name, mine)
-        if (found or None) != (mine or None) and not NO_MATTER.search(name):
-            here = f"{what} has {mine.value if hasattr(mine, 'value') else mine!r}"
-            raise UserError(f"init_adapter: {folder} has {name} = {found!r}, {here}")
-    try:
+    if not prepared.reference_is_bare:
+        raise UserError(f"init_adapter: {what} is no adapter on a base that stays as it is")
+    with _fitting(folder, what):
+        (ours,), model = prepared.model.peft_config.values(), prepared.model
+        here = {n: v or None for n, v in ours.to_dict().items() if not NO_MATTER.search(n)}
+        there = {name: said(folder).get(name, value) or None for name, value in here.items()}
         held = get_peft_model_state_dict(model, save_embedding_layers=False)
-        there = load_peft_weights(str(folder), device="cpu")
-        for name in sorted(held.keys() | there.keys()):
-            shapes = [tuple(of[name].shape) if name in of else "none" for of in (there, held)]
-            if shapes[0] != shapes[1]:
-                why = f"{folder} has {shapes[0]} for the tensor {name}, {what} {shapes[1]}"
-                raise UserError(f"init_adapter: {why}")
+        found = load_peft_weights(str(folder), device="cpu")
+        for facts, tensors in ((here, held), (there, found)):
+            facts |= {f"the tensor {name}": tuple(t.shape) for name, t in tensors.items()}
+        for name in sorted(here.keys() | there.keys()):
+            if here.get(name) != there.get(name):
+                raise UserError(f"{name} is {there.get(name)!s}, not {here.get(name)!s}")
         _fill(model, folder, pickled=False)
-    except FAULTS as error:
-        if isinstance(error, UserError):
-            raise
-        raise UserError(f"init_adapter: {folder} cannot be read: {error!s:.300}") from None
+    prepared.told.append(say("begins_with", folder=folder))
 
 
 def init_hash(folder: Path, base: str) -> str:
-    """One hash of an adapter's files, its base's place left out; UserError where it has none, or its
-    base is known and has not the hash `base`."""
+    """One hash of an adapter's files, its base's place left out; UserError where it has none, or is of
+    another base than the one with the hash `base`, as far as it says that."""
     if not (is_adapter(folder) and (folder / WEIGHTS).is_file()):
         raise UserError(f"init_adapter: {folder} is no folder with {CONFIG} and {WEIGHTS}")
-    known = read_object(folder / "modicum.json", optional=True).get("base_hash", base)
+    known = read_object(folder / DESCRIBED, optional=True).get("base_hash", base)
     if known != base:
         why = f"its hash differs (it was {known!s:.12}, that of the base is {base:.12})"
         raise UserError(f"init_adapter: {folder} was trained on another base model: {why}")
-    plain = {name: v for name, v in said(folder).items() if name != "base_model_name_or_path"}
-    return combined({"": config_hash(plain), WEIGHTS: file_hash(folder / WEIGHTS)})
+    return combined({"": config_hash(plain(folder)), WEIGHTS: file_hash(folder / WEIGHTS)})
+
+
+def plain(folder: Path) -> dict[str, Any]:
+    """What an adapter's config says, its base's place left out."""
+    return {name: v for name, v in said(folder).items() if name != "base_model_name_or_path"}
 
 
 def adapter_hash(model: Any, folder: Path) -> str:
@@ -162,8 +171,7 @@ def adapter_hash(model: Any, folder: Path) -> str:
     from peft.utils import get_peft_model_state_dict
 
     held = get_peft_model_state_dict(model, save_embedding_layers=False)
-    plain = {name: v for name, v in said(folder).items() if name != "base_model_name_or_path"}
-    return combined({**fingerprints(held), "": config_hash(plain)})
+    return combined({**fingerprints(held), "": config_hash(plain(folder))})
 
 
 def merged(model: Any) -> nn.Module:

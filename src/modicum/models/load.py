@@ -19,7 +19,7 @@ from modicum import hub, machine
 from modicum.config import Trust
 from modicum.models import adapters, configs
 from modicum.models.identity import Identity
-from modicum.runs import is_run, read_object
+from modicum.runs import is_run
 from modicum.tasks import handed
 from modicum.types import Frozen, UserError
 
@@ -53,16 +53,9 @@ class Source(Frozen):
     @property
     def known_as(self) -> str:
         """What people call the base: its id on the hub where it is known, else its folder or file."""
-        place = Path(self.gguf or self.place)
-        if not self.local:
-            return self.place
-        if place == TINY:
-            return "tiny"
-        said = read_object(place / "config.json", optional=True).get("_name_or_path")
-        if isinstance(said, str) and HUB_ID.fullmatch(said) and not said.startswith(OWN_FOLDERS):
-            return said
-        cached = CACHED.search(str(place))
-        return "/".join(cached.groups()) if cached else place.resolve().name
+        cached = CACHED.search(self.place)
+        here = Path(self.gguf or self.place).resolve().name if self.local else self.place
+        return "/".join(cached.groups()) if cached else here
 
     @property
     def arguments(self) -> dict[str, Any]:

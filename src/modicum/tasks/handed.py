@@ -7,7 +7,6 @@ modicum itself reads the base's own back (`own`), so that with it a prompt is ma
 import json
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from dataclasses import replace
 from importlib.resources import files
 from itertools import product
 from typing import Any
@@ -32,11 +31,12 @@ def handed(
 ) -> str:
     """The template that gives, of the question alone, the prompt that `encode` makes, token for token;
     "" where none does."""
-    wide, wanted = replace(sampling, max_prompt_tokens=10**9), dict[str, list[int]]()
+    wanted = dict[str, list[int]]()
     for question in (*PROBES, *questions):
         with suppress(UserError):  # no prompt of this template, whoever makes it
-            problem = Problem("", question, "")
-            wanted[question] = list(encode(problem, tokenizer, wide, examples))
+            wanted[question] = list(
+                encode(Problem("", question, ""), tokenizer, sampling, examples)
+            )
     for template in _tried(tokenizer, sampling, examples) if wanted else ():
         if all(rendered(tokenizer, template, q) == ids for q, ids in wanted.items()):
             return template
@@ -58,8 +58,6 @@ def rendered(tokenizer: Any, template: str, question: str) -> list[int] | None:
 
 def own(template: Any) -> Any:
     """The base's own template in one that `handed` made, None where it had none; others as they are."""
-    if isinstance(template, dict):
-        return {name: own(text) for name, text in template.items()}
     if not isinstance(template, str) or not template.startswith(MARK):
         return template
     text, (begin, end) = template.partition(OWN)[2], UNUSED
@@ -75,11 +73,9 @@ def _tried(tokenizer: Any, sampling: Sampling, examples: Examples) -> Iterator[s
         "system": (R1_ZERO if form == "r1_zero" else "") if system is None else system,
         "examples": examples,
     }
-    base, told = tokenizer.chat_template, dict[str, Any]()
-    if form == "chat":
-        told = arguments(tokenizer, str(sampling.template_args))
-        base = told.pop("chat_template", base)
-    else:
+    told = arguments(tokenizer, str(sampling.template_args)) if form == "chat" else {}
+    base = told.pop("chat_template", tokenizer.chat_template)
+    if form != "chat":
         base = base.join(UNUSED) if isinstance(base, str) else ""
     lines = "".join(SET.replace("NAME", name) for name in told)
     both, begin = (False, True), sorted({"", tokenizer.bos_token or ""})

@@ -213,7 +213,7 @@ def prepare(
     apart = base_of(objective, update, loaded.model)
     prepared = update.apply(loaded.model, config.seed)
     if config.init_adapter:
-        prepared.begin(begins, str(update))
+        adapters.begin(prepared, begins, str(update))
     if objective.needs_reference or reward.learned:
         prepared.keep_reference()
     policy = policy_of(loaded, prepared, compute, config.batch.rollout_batch)

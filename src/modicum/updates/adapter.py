@@ -5,13 +5,12 @@ while training. The reference is the adapter switched off, or its first values: 
 there before and goes on (`go_on`), and where the start rewrites the base (`rewrites_base`)."""
 
 from contextlib import AbstractContextManager
-from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from modicum.models.adapters import begin, quiet
+from modicum.models.adapters import quiet
 from modicum.models.linear import meanwhile
 from modicum.report.words import say
 from modicum.types import UserError
@@ -52,13 +51,6 @@ class AdapterPrepared(Prepared):
         """The first values of an adapter that goes on; else it is off, or they are kept already."""
         if self.given:
             self.swap.keep()
-
-    def begin(self, folder: Path, name: str) -> None:
-        if self.given or self.rewrites_base:
-            begun = "the adapter of the model" if self.given else "the weights of the base"
-            raise UserError(f"init_adapter: {name} begins with {begun}, and with nothing else")
-        begin(self.model, folder, name)
-        self.told.append(say("begins_with", folder=folder))
 
     def reference(self) -> AbstractContextManager[None]:
         """Switch the adapter off, or to its start, and on again afterwards."""

@@ -7,7 +7,6 @@ train in the run."""
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
-from pathlib import Path
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
 from torch import Tensor, nn
@@ -84,10 +83,6 @@ class Prepared:
         if tied and any(p is inputs.weight for p in self.trainable.values()):
             found.append(say("tied"))
         return found
-
-    def begin(self, folder: Path, name: str) -> None:
-        """Begin with the values of the adapter in a folder; `name` is what the update is called."""
-        raise UserError(f"init_adapter = {str(folder)!r} is for an adapter, and {name} is none")
 
     def activate(self, names: Iterable[str]) -> None:
         """From now on exactly these of `trainable` train."""
