@@ -118,6 +118,7 @@ def test_options_named_in_the_docs_exist(capsys: pytest.CaptureFixture[str]) -> 
         "--max-lora-rank",
         "--max-loras",
         "--lora-modules",
+        "--chat-template",
         "--no-enable-chunked-prefill",
     }
     for script in [*ROOT.glob("scripts/*.py"), *ROOT.glob("benchmarks/*.py")]:
