@@ -37,11 +37,12 @@ def push(folder: Path, repo: str, private: bool, dry: bool) -> str:
     """Upload a folder as a model, unless `dry`, and say where it is. UserError, which says how to do it
     later, where the hub is not to be reached or refuses."""
     import huggingface_hub as library
+    from huggingface_hub import constants
     from huggingface_hub.errors import HfHubHTTPError
 
     sizes = [place.stat().st_size for place in folder.rglob("*") if place.is_file()]
     what = f"{len(sizes)} files, {sum(sizes) / 1e6:,.1f} MB"
-    what = f"{what}, to {library.constants.ENDPOINT}/{repo} ({'private' if private else 'public'})"
+    what = f"{what}, to {constants.ENDPOINT}/{repo} ({'private' if private else 'public'})"
     if dry:
         return f"would upload {what}"
     token = "" if library.get_token() else "there is no token: `hf auth login`, or HF_TOKEN"

@@ -2,7 +2,6 @@
 
 import math
 import re
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -107,9 +106,10 @@ def run_export(args: list[str]) -> int:
         difference = export.export_base(model, out, found.overwrite, Trust(**trust), found.base)
     files = sorted(p.name for p in out.iterdir())
     result = {"out": str(out), "files": files, "largest_logit_difference": difference}
-    text = f"wrote {out} ({', '.join(files)})\nloaded again: logits differ by at most"
-    code = printed(found.json, result, f"{text} {difference:.2g}")
+    text = (
+        f"wrote {out} ({', '.join(files)})\nloaded again: logits differ by at most {difference:.2g}"
+    )
     if found.push:
-        done = hub.push(out, found.push, found.private, found.dry_run)
-        print(done, file=sys.stderr if found.json else sys.stdout)
-    return code
+        result["hub"] = hub.push(out, found.push, found.private, found.dry_run)
+        text += f"\n{result['hub']}"
+    return printed(found.json, result, text)
