@@ -379,6 +379,7 @@ def test_the_map_in_the_readme_names_what_is_there() -> None:
         "recipes",
         "findings",
         "doctor",
+        "card",
         "export",
         "display",
         "__main__",

@@ -19,7 +19,6 @@ from modicum.tasks.handed import PROBES, handed
 from modicum.tasks.prompts import encode, stops
 from modicum.types import Problem, UserError
 
-NAME = "README.md"
 LICENCE = re.compile(r"\A---\n(?:.*\n)*?license:[ '\"]*([\w.-]+)")
 
 
@@ -34,7 +33,8 @@ def hand(run: Path, config: TrainConfig, tokenizer: Any) -> dict[str, Any]:
         question = held[0].question
     wide = replace(config.sampling, max_prompt_tokens=10**9)
     problem = Problem("", question or PROBES[0], "")
-    prompt = tokenizer.decode(encode(problem, tokenizer, wide, examples))
+    ids = encode(problem, tokenizer, wide, examples)
+    prompt = tokenizer.decode(ids, clean_up_tokenization_spaces=False)
     stop, template = stops(tokenizer, wide), handed(tokenizer, wide, examples, [question])
     tokenizer.chat_template = template or tokenizer.chat_template
     found = fill(RunResult, result, str(run / "result.json")) if result else None
@@ -46,7 +46,7 @@ def write(folder: Path, told: Mapping[str, Any]) -> None:
     """Write the card beside the weights."""
     adapter = read_object(folder / "adapter_config.json", optional=True)
     local, init = told.get("base_folder", ""), Path(told["config"].init_adapter).name
-    there = folder / local / NAME
+    there = folder / local / "README.md"
     text = there.read_text(encoding="utf-8", errors="replace") if there.is_file() and local else ""
     mine = replace(told["config"], model=told["base"], base="", out="", init_adapter=init)
     both = zip(settings(TrainConfig()), settings(mine), strict=True)
@@ -55,4 +55,4 @@ def write(folder: Path, told: Mapping[str, Any]) -> None:
     known = {"peft": adapter, "local": local, "licence": LICENCE.findall(text), "init": init}
     made = environment(fenced=fenced, literal=repr).get_template("card.md")
     card = re.sub(r"\n{3,}", "\n\n", made.render(**told, **known, toml=toml))
-    (folder / NAME).write_text(card.strip() + "\n", encoding="utf-8")
+    (folder / "README.md").write_text(card.strip() + "\n", encoding="utf-8")

@@ -63,7 +63,9 @@ def export_run(
         if format == "adapter":
             adapter = adapter_of(prepared, run, past.update)
             again = load(past.model, past.compute.device, past.compute.dtype, past.trust, past.base)
-            again.identity.require(session.identity.bare, f"{run} was trained on", past.model)
+            again.identity.require(
+                session.identity.bare.hashes, f"{run} was trained on", past.model
+            )
             bare: Any = again.model
             bare = bare.unload() if hasattr(bare, "unload") else bare
             difference = export_adapter(adapter, policy, bare, at, source.known_as)

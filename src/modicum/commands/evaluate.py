@@ -1,7 +1,6 @@
 """`modicum evaluate`, `extrapolate` and `export`: what models come to, and as files for others."""
 
 import math
-import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,7 +13,6 @@ from modicum.parts import past_bases, past_config
 from modicum.report.words import filled
 from modicum.types import UserError
 
-REPO = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+", re.ASCII)
 MORE = "--checkpoint-every N --keep-checkpoints M keeps more of a run, --from 0 takes the base"
 
 
@@ -89,26 +87,24 @@ def run_export(args: list[str]) -> int:
     if found.format == "adapter" and not found.run:
         raise UserError("--format adapter needs a RUN that trained an adapter")
 
-    if not REPO.fullmatch(found.push) and (found.push or found.private or found.dry_run):
-        raise UserError(f"--push must name a model on the hub as USER/NAME, not {found.push!r}")
     from modicum import export
+    from modicum.models.load import HUB_ID
+
+    if (found.push or found.private or found.dry_run) and not HUB_ID.fullmatch(found.push):
+        raise UserError(f"--push must name a model on the hub as USER/NAME, not {found.push!r}")
 
     out, trust = Path(found.out), given(Trust, found)
     if found.run:
-        run_export, past = Path(found.run), past_config(Path(found.run))
-        config = past_bases(run_export, past, found.model, found.base)
+        run, past = Path(found.run), past_config(Path(found.run))
+        config = past_bases(run, past, found.model, found.base)
         config = replace(config, trust=replace(past.trust, **trust))
-        difference = export.export_run(
-            run_export, out, found.format, found.overwrite, config, repo=found.push
-        )
+        gap = export.export_run(run, out, found.format, found.overwrite, config, repo=found.push)
     else:
         model = found.model or "tiny"
-        difference = export.export_base(model, out, found.overwrite, Trust(**trust), found.base)
+        gap = export.export_base(model, out, found.overwrite, Trust(**trust), found.base)
     files = sorted(p.name for p in out.iterdir())
-    result = {"out": str(out), "files": files, "largest_logit_difference": difference}
-    text = (
-        f"wrote {out} ({', '.join(files)})\nloaded again: logits differ by at most {difference:.2g}"
-    )
+    result = {"out": str(out), "files": files, "largest_logit_difference": gap}
+    text = f"wrote {out} ({', '.join(files)})\nloaded again: logits differ by at most {gap:.2g}"
     if found.push:
         result["hub"] = hub.push(out, found.push, found.private, found.dry_run)
         text += f"\n{result['hub']}"

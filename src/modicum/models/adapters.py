@@ -7,6 +7,7 @@ import re
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import torch
 from safetensors import SafetensorError
 from torch import nn
 
+from modicum.config import TrainConfig
 from modicum.models.four_bit import unpack
 from modicum.models.identity import combined, config_hash, fingerprints
 from modicum.report.words import say
@@ -127,11 +129,14 @@ def _fill(model: Any, folder: Path, pickled: bool) -> None:
             raise UserError(f"{folder} has no {name}, or numbers in it that are not finite")
 
 
-def begin(prepared: Any, folder: Path, what: str) -> None:
-    """Give the adapter that an update, `what`, has made the values of the one in a folder. UserError
-    where that is of another kind, says other numbers, or has other tensors."""
+def begin(prepared: Any, config: TrainConfig) -> Any:
+    """An update that was applied, its adapter with the values of the one that it is to begin with, if
+    any. UserError where that is of another kind, says other numbers, or has other tensors."""
     from peft.utils import get_peft_model_state_dict, load_peft_weights
 
+    if not config.init_adapter:
+        return prepared
+    folder, what = Path(config.init_adapter).expanduser(), config.update
     if not prepared.reference_is_bare:
         raise UserError(f"init_adapter: {what} is no adapter on a base that stays as it is")
     with _fitting(folder, what):
@@ -147,23 +152,23 @@ def begin(prepared: Any, folder: Path, what: str) -> None:
                 raise UserError(f"{name} is {there.get(name)!s}, not {here.get(name)!s}")
         _fill(model, folder, pickled=False)
     prepared.told.append(say("begins_with", folder=folder))
+    return prepared
 
 
-def init_hash(folder: Path, base: str) -> str:
-    """One hash of an adapter's files, its base's place left out; UserError where it has none, or is of
-    another base than the one with the hash `base`, as far as it says that."""
-    if not (is_adapter(folder) and (folder / WEIGHTS).is_file()):
+def known(loaded: Any, place: str) -> Any:
+    """A base that was loaded, known also by the adapter to begin with, if there is a `place`. UserError
+    where none is there, or one of another base, as far as an export says that."""
+    if not place:
+        return loaded
+    folder, hashes = Path(place).expanduser(), loaded.identity.hashes
+    files = [folder / name for name in (CONFIG, WEIGHTS)]
+    if not all(path.is_file() for path in files):
         raise UserError(f"init_adapter: {folder} is no folder with {CONFIG} and {WEIGHTS}")
-    known = read_object(folder / DESCRIBED, optional=True).get("base_hash", base)
-    if known != base:
-        why = f"its hash differs (it was {known!s:.12}, that of the base is {base:.12})"
-        raise UserError(f"init_adapter: {folder} was trained on another base model: {why}")
-    return combined({"": config_hash(plain(folder)), WEIGHTS: file_hash(folder / WEIGHTS)})
-
-
-def plain(folder: Path) -> dict[str, Any]:
-    """What an adapter's config says, its base's place left out."""
-    return {name: v for name, v in said(folder).items() if name != "base_model_name_or_path"}
+    told = read_object(folder / DESCRIBED, optional=True).get("base_hash", hashes["base_hash"])
+    past = f"init_adapter: {folder} was trained on"
+    loaded.identity.require({**hashes, "base_hash": told}, past, "--model")
+    found = combined({path.name: file_hash(path) for path in files})
+    return replace(loaded, identity=replace(loaded.identity, hashes={**hashes, "init_hash": found}))
 
 
 def adapter_hash(model: Any, folder: Path) -> str:
@@ -171,7 +176,8 @@ def adapter_hash(model: Any, folder: Path) -> str:
     from peft.utils import get_peft_model_state_dict
 
     held = get_peft_model_state_dict(model, save_embedding_layers=False)
-    return combined({**fingerprints(held), "": config_hash(plain(folder))})
+    plain = {name: v for name, v in said(folder).items() if name != "base_model_name_or_path"}
+    return combined({**fingerprints(held), "": config_hash(plain)})
 
 
 def merged(model: Any) -> nn.Module:

@@ -19,7 +19,7 @@ import os
 import time
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import field
+from dataclasses import field, replace
 from typing import Any, Self
 
 import numpy as np
@@ -109,9 +109,9 @@ class Identity(Frozen):
         return cls(dict(zip(HASHES, found, strict=False)), time.perf_counter() - began)
 
     @property
-    def bare(self) -> Mapping[str, str]:
-        """The hashes of the base alone, whatever training began with."""
-        return {key: value for key, value in self.hashes.items() if key != "init_hash"}
+    def bare(self) -> Self:
+        """That of the base alone, whatever training began with."""
+        return replace(self, hashes={k: v for k, v in self.hashes.items() if k != "init_hash"})
 
     def require(self, known: Mapping[str, Any], past: str, name: str) -> None:
         """UserError, which begins with `past` (`the run in x was trained on`), unless this is the

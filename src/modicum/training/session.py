@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -195,13 +194,9 @@ def prepare(
     examples, held = draw(task, config.sampling), _held_out(task, config)
     order = _begin(curriculum, without(task, examples), reward, config)
     given = config.model, team.device or compute.device, compute.dtype, config.trust, config.base
-    loaded = load(*given, rested(config, update))
-    identity, begins = loaded.identity, Path(config.init_adapter).expanduser()
-    if config.init_adapter:
-        begun = adapters.init_hash(begins, identity.hashes["base_hash"])
-        identity = replace(identity, hashes={**identity.hashes, "init_hash": begun})
+    loaded = adapters.known(load(*given, rested(config, update)), config.init_adapter)
     if check is not None:
-        check(identity)
+        check(loaded.identity)
     asked = [*whole(task, "train"), *held]
     sizes = Sizes(loaded.tokenizer, config.sampling, examples, loaded.model.config)
     short = sizes.settle(task, asked)
@@ -211,15 +206,18 @@ def prepare(
     if compute.quantise and getattr(objective, "owns", False):
         raise UserError(f"quantise: {objective} has a model of its own, which would rest in none")
     apart = base_of(objective, update, loaded.model)
-    prepared = update.apply(loaded.model, config.seed)
-    if config.init_adapter:
-        adapters.begin(prepared, begins, str(update))
+    prepared = adapters.begin(update.apply(loaded.model, config.seed), config)
     if objective.needs_reference or reward.learned:
         prepared.keep_reference()
     policy = policy_of(loaded, prepared, compute, config.batch.rollout_batch)
     policy.draw = team.sample
     written = loaded.tokenizer, config.sampling, examples
-    known = policy, prepared, loaded.identity, lambda problem: prompts.encode(problem, *written)
+    known = (
+        policy,
+        prepared,
+        loaded.identity.bare,
+        lambda problem: prompts.encode(problem, *written),
+    )
     begun = [(weight, term.begin(lambda of: opened(of, *known))) for weight, term in reward.terms]
     reward = rewards.Reward(tuple(begun))
     prepared.schedule.plan(config.steps * config.batch.updates_per_rollout)
@@ -233,7 +231,7 @@ def prepare(
     stochastic = compute.rounding == "stochastic"
     optimization = Optimization(prepared, config.optimizer, counters, config.seed, stochastic, team)
     chosen, made = (update, task, reward, objective, order), (policy, examples, prepared)
-    session = Session(config, *chosen, *made, optimization, counters, identity)
+    session = Session(config, *chosen, *made, optimization, counters, loaded.identity)
     session.parallel = team
     if objective.has_critic:
         session.critic = Critic(session, apart)
@@ -281,7 +279,7 @@ def notes(session: Session) -> list[str]:
     template = environment().get_template("notes.txt")
     told = template.render(
         measured=measured,
-        other_base=measured is not None and measured.base != session.identity.bare,
+        other_base=measured is not None and measured.base != session.identity.bare.hashes,
         unknown=whole and repr(inner(policy.model).config.model_type),
         masked=config.batch.cut == "mask",
         slow=on_gpu and not torch.cuda.is_bf16_supported(including_emulation=False),
