@@ -15,6 +15,7 @@ from helpers import Fails, metrics_of, tensors_of
 from modicum import runs
 from modicum.config import Compute, TrainConfig
 from modicum.export import adapter_of, export_adapter, export_run
+from modicum.naming import name_of
 from modicum.parts import began
 from modicum.training import checkpoint, session
 from modicum.training.loop import Observer, train
@@ -186,3 +187,18 @@ def test_python_takes_the_setting(
         progress=False,
     )
     assert began(result.folder)["base"]["init_hash"]
+
+
+def test_the_adapter_is_in_the_name_of_a_run_and_is_spared(
+    quick: TrainConfig, folders: dict[str, Path], adapter: Path
+) -> None:
+    config = config_of(quick, folders, adapter)
+    names = {name_of(replace(config, init_adapter=of)) for of in ("", "a", "b")}
+    assert len(names) == 3
+    train(replace(config, steps=1))
+    with pytest.raises(UserError, match="is the adapter that it began with"):
+        export_run(Path(config.out), adapter, "adapter", overwrite=True)
+    inside = adapter.rename(Path(config.out) / "adapter")
+    with pytest.raises(UserError, match="--overwrite would lose it"):
+        train(replace(config, init_adapter=str(inside)), overwrite=True)
+    assert (inside / "adapter_config.json").is_file()

@@ -51,6 +51,7 @@ def export_run(
         why = "its adapter makes another model on the whole base; --format merged writes both"
         raise UserError(f"{run} trained on a base in 4 bits: {why} as one")
     held = {**_places("the base of the run", now.model, now.base), "the run": str(run)}
+    held |= {"the adapter that it began with": now.init_adapter} if now.init_adapter else {}
     with writing(out, overwrite, held) as at:
         session = reload(run, now, parts)
         policy, prepared, past = session.policy, session.prepared, session.config
