@@ -14,7 +14,6 @@ from modicum.report.page import fenced
 from modicum.report.words import environment
 from modicum.results import RunResult, fill
 from modicum.runs import read_object
-from modicum.settings import settings, tables
 from modicum.tasks.handed import PROBES, handed
 from modicum.tasks.prompts import encode, stops
 from modicum.types import Problem, UserError
@@ -49,10 +48,7 @@ def write(folder: Path, told: Mapping[str, Any]) -> None:
     there = folder / local / "README.md"
     text = there.read_text(encoding="utf-8", errors="replace") if there.is_file() and local else ""
     mine = replace(told["config"], model=told["base"], base="", out="", init_adapter=init)
-    both = zip(settings(TrainConfig()), settings(mine), strict=True)
-    other = {n.rpartition(".")[2]: now for (n, _, usual), (_, _, now) in both if now != usual}
-    toml = to_toml(tables(TrainConfig, {"model": mine.model, **other}, "the run"))
     known = {"peft": adapter, "local": local, "licence": LICENCE.findall(text), "init": init}
     made = environment(fenced=fenced, literal=repr).get_template("card.md")
-    card = re.sub(r"\n{3,}", "\n\n", made.render(**told, **known, toml=toml))
+    card = re.sub(r"\n{3,}", "\n\n", made.render(**told, **known, toml=to_toml(mine)))
     (folder / "README.md").write_text(card.strip() + "\n", encoding="utf-8")
