@@ -36,22 +36,20 @@ def silence() -> str:
 def push(folder: Path, repo: str, private: bool, dry: bool) -> str:
     """Upload a folder as a model, unless `dry`, and say where it is. UserError, which says how to do it
     later, where the hub is not to be reached or refuses."""
-    import huggingface_hub as library
-    from huggingface_hub import constants
-    from huggingface_hub.errors import HfHubHTTPError
+    from huggingface_hub import constants, create_repo, errors, get_token, upload_folder
 
     sizes = [place.stat().st_size for place in folder.rglob("*") if place.is_file()]
     what = f"{len(sizes)} files, {sum(sizes) / 1e6:,.1f} MB"
     what = f"{what}, to {constants.ENDPOINT}/{repo} ({'private' if private else 'public'})"
     if dry:
         return f"would upload {what}"
-    token = "" if library.get_token() else "there is no token: `hf auth login`, or HF_TOKEN"
+    token = "" if get_token() else "there is no token: `hf auth login`, or HF_TOKEN"
     if not (why := silence() or token):
         try:
-            library.create_repo(repo, private=private or None, exist_ok=True)
-            made = library.upload_folder(repo_id=repo, folder_path=folder, commit_message="Model")
+            create_repo(repo, private=private or None, exist_ok=True)
+            made = upload_folder(repo_id=repo, folder_path=folder, commit_message="Model")
             return f"uploaded {what}: {made}"
-        except (HfHubHTTPError, OSError, ValueError) as error:
+        except (errors.HfHubHTTPError, OSError, ValueError) as error:
             why = f"{' '.join(str(error).split()):.300}"
     later = f"later: hf upload {repo} {folder}{' --private' * private}"
     raise UserError(f"{folder} is there, and was not uploaded ({what}): {why}; {later}")

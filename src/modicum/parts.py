@@ -173,8 +173,7 @@ def past_base(folder: Path, name: str) -> str:
 
 
 def past_bases(folder: Path, config: TrainConfig, model: str = "", base: str = "") -> TrainConfig:
-    """The config of a past run with its base, and that of an adapter, where they are now; and the
-    adapter that it began with."""
+    """The config of a past run with its base, and the adapters of it, where they are now."""
     below, above = base or config.base, past_base(folder, model or config.model)
     there = [str(at) for place in places(folder) if (at := place / config.init_adapter).exists()]
     init = there[0] if config.init_adapter and there else config.init_adapter
