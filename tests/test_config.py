@@ -131,6 +131,7 @@ def test_a_config_survives_toml(tmp_path: Path) -> None:
     other = TrainConfig(
         model="a/b",
         base="c/d",
+        init_adapter="e/f",
         update="last(1) + parts(norm)",
         steps=7,
         seed=2**70,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import tomllib
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
@@ -118,9 +119,22 @@ def test_options_named_in_the_docs_exist(capsys: pytest.CaptureFixture[str]) -> 
         "--max-lora-rank",
         "--max-loras",
         "--lora-modules",
+        "--chat-template",
         "--no-enable-chunked-prefill",
     }
     for script in [*ROOT.glob("scripts/*.py"), *ROOT.glob("benchmarks/*.py")]:
         known |= set(re.findall(r'add_argument\("(--[a-z-]+)', script.read_text()))
     text = "".join(p.read_text() for p in [ROOT / "README.md", *ROOT.glob("docs/*.md")])
     assert set(OPTION.findall(text)) <= known
+
+
+def test_the_citation_is_of_this_version() -> None:
+    """And has what CFF 1.2 asks for, and no more than a repository without an address knows."""
+    import yaml
+
+    found = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert (found["cff-version"], found["type"]) == ("1.2.0", "software")
+    assert {"message", "title", "abstract", "keywords"} <= found.keys()
+    assert found["authors"] == project["authors"] == [{"name": "The modicum contributors"}]
+    assert (found["version"], found["license"]) == (project["version"], project["license"])

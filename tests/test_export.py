@@ -17,10 +17,12 @@ from safetensors.torch import load_file, save_file
 from conftest import random_model
 from helpers import Fails, make_run, replace_base
 from modicum import cli, runs
+from modicum.answers import STYLES
 from modicum.config import Optimizer, Sampling, TrainConfig
 from modicum.export import export_run, export_whole, writing
 from modicum.models.load import TINY, load
 from modicum.parts import past_config
+from modicum.tasks.handed import own
 from modicum.training.checkpoint import reload
 from modicum.training.loop import train
 from modicum.types import RunStopped, UserError
@@ -151,10 +153,16 @@ def test_tok_05_the_tokenizer_comes_back_the_same(
     after = AutoTokenizer.from_pretrained(tmp_path / "out")
     for text in ("What is 12+3-4?\n<think>", " two  spaces\tand ü 😀 \x00", "</answer>", ""):
         assert after(text)["input_ids"] == before(text)["input_ids"]
-    assert after.chat_template == CHAT
     chat = [{"role": "user", "content": "1+1?"}]
-    shown = [t.apply_chat_template(chat, tokenize=False) for t in (before, after)]
-    assert shown == ["<user>1+1?"] * 2
+    shown = after.apply_chat_template(chat, tokenize=False)
+    assert shown == f"<user>1+1?\n\n{STYLES['tags'].instruction}"
+    assert own(after.chat_template) == CHAT
+    assert (
+        load(
+            str(tmp_path / "out"), base=str(base) if "lora" in update else ""
+        ).tokenizer.chat_template
+        == CHAT
+    )
     assert after.get_vocab() == before.get_vocab()
     special = [(t.bos_token_id, t.eos_token_id, t.pad_token_id) for t in (before, after)]
     assert special[0] == special[1]
@@ -337,9 +345,10 @@ def test_an_export_says_where_it_comes_from(lora_run: Path, own_base: Path, tmp_
         export(lora_run, "--out", out, "--format", form)
         assert json.loads((out / "modicum.json").read_text()) == {
             "written_by": "modicum 0.1.0",
-            "base": str(own_base),
+            "base": "base",
+            "base_folder": "../models/base",
             **known.hashes,
-            "run": str(lora_run),
+            "run": "lora",
             "update": "lora(rank=2)",
             "format": form,
         }
@@ -407,7 +416,8 @@ def test_a_run_is_exported_from_where_its_base_is_now(
     line = fails("export", lora_run, "--model", "nonsense", "--out", out)
     assert "nonsense" in line
     export(lora_run, "--out", out, "--format", form, "--model", moved)
-    assert json.loads((out / "modicum.json").read_text())["base"] == str(moved)
+    told = json.loads((out / "modicum.json").read_text())
+    assert (told["base"], told["base_folder"]) == ("moved", "../moved")
     line = fails("export", lora_run, "--model", moved, "--out", moved, "--overwrite")
     assert "is the base of the run" in line
 

@@ -24,6 +24,7 @@ from modicum.updates import UPDATES, parse
 SETTINGS: dict[str, tuple[str, Any]] = {
     "model": ("free", "other"),
     "base": ("free", "other"),
+    "init_adapter": ("free", "other"),
     "task": ("fixed", "arithmetic(terms=2)"),
     "reward": ("fixed", "format"),
     "update": ("fixed", "last(1)"),
@@ -144,7 +145,7 @@ def test_what_may_change_and_what_may_not(name: str, tmp_path: Path) -> None:
         text = f"{tmp_path} was begun with other settings ({name} = {old}), not {name} = {value!r};"
         assert str(caught.value).startswith(text)
         assert (
-            "What may change: model, base, steps, out, sampling.max_prompt_tokens, batch.micro_batch,"
+            "What may change: model, base, init_adapter, steps, out, sampling.max_prompt_tokens, batch.micro_batch,"
             in str(caught.value)
         )
     else:

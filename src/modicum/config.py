@@ -231,6 +231,8 @@ class TrainConfig(Settings):
     """`tiny`, a local folder (a model or a PEFT adapter), a GGUF file, or a hub id."""
     base: str = free("")
     """Where the base of `model` is, if that is an adapter; empty: where the adapter says."""
+    init_adapter: str = free("")
+    """The folder of a PEFT adapter on `model` whose values the adapter that `update` makes begins with."""
     task: str = fixed("arithmetic")
     """Problems, as an expression; `modicum tasks` lists them."""
     reward: str = fixed("accuracy")

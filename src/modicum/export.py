@@ -14,14 +14,14 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from modicum import runs
+from modicum import card, runs
 from modicum.config import TrainConfig, Trust
 from modicum.engine import Policy
 from modicum.engine.probe import REFUSALS
-from modicum.models.adapters import merged, quiet
+from modicum.models.adapters import DESCRIBED, merged, quiet
 from modicum.models.four_bit import packed, unpack
 from modicum.models.identity import Identity
-from modicum.models.load import Loaded, load, locate
+from modicum.models.load import TINY, Loaded, Source, load, locate
 from modicum.parts import RunParts, past_bases, past_config
 from modicum.training.checkpoint import reload
 from modicum.types import RunStopped, UserError
@@ -29,7 +29,6 @@ from modicum.updates.adapter import AdapterPrepared
 from modicum.updates.base import Prepared
 
 TOLERANCE = 1e-4  # of logits, relative to their largest, in fp32
-DESCRIBED = "modicum.json"
 MODELS = ("config.json", "adapter_config.json", DESCRIBED)  # what a folder of a model has
 
 
@@ -40,9 +39,11 @@ def export_run(
     overwrite: bool,
     config: TrainConfig | None = None,
     parts: RunParts | None = None,
+    repo: str = "",
 ) -> float:
-    """Write the policy of a run, whole ("merged") or as its PEFT adapter ("adapter").
-    Returns the largest logit difference on reload. `config` and `parts` as `reload` takes them."""
+    """Write the policy of a run, whole ("merged") or as its PEFT adapter ("adapter"), and its card,
+    which names `repo` as where it will be. Returns the largest logit difference on reload. `config`
+    and `parts` as `reload` takes them."""
     if format not in ("merged", "adapter"):
         raise UserError(f"export: format must be 'merged' or 'adapter', not {format!r}")
     now = config or past_bases(run, past_config(run))
@@ -50,19 +51,29 @@ def export_run(
         why = "its adapter makes another model on the whole base; --format merged writes both"
         raise UserError(f"{run} trained on a base in 4 bits: {why} as one")
     held = {**_places("the base of the run", now.model, now.base), "the run": str(run)}
+    held |= {"the adapter that it began with": now.init_adapter} if now.init_adapter else {}
     with writing(out, overwrite, held) as at:
         session = reload(run, now, parts)
         policy, prepared, past = session.policy, session.prepared, session.config
-        said = {"run": str(run), "update": past.update, "format": format}
-        describe(at, past.model, session.identity, said)
-        if format != "adapter":
-            return export_whole(prepared.model, policy, at)
-        adapter = adapter_of(prepared, run, past.update)
-        again = load(past.model, past.compute.device, past.compute.dtype, past.trust, past.base)
-        again.identity.require(session.identity.hashes, f"{run} was trained on", past.model)
-        bare: Any = again.model
-        bare = bare.unload() if hasattr(bare, "unload") else bare
-        return export_adapter(adapter, policy, bare, at)
+        source = locate(past.model, past.trust, past.base)
+        said = {"run": run.resolve().name, "update": past.update, "format": format}
+        told = card.hand(run, past, policy.tokenizer) | {"repo": repo}
+        told |= describe(at, out, source, session.identity, said)
+        told |= {"steps": session.counters.rollouts, "trainable": session.trainable_parameters}
+        told |= {"total": session.total_parameters, "hashes": session.identity.hashes}
+        if format == "adapter":
+            adapter = adapter_of(prepared, run, past.update)
+            again = load(past.model, past.compute.device, past.compute.dtype, past.trust, past.base)
+            again.identity.require(
+                session.identity.bare.hashes, f"{run} was trained on", past.model
+            )
+            bare: Any = again.model
+            bare = bare.unload() if hasattr(bare, "unload") else bare
+            difference = export_adapter(adapter, policy, bare, at, source.known_as)
+        else:
+            difference = export_whole(prepared.model, policy, at)
+        card.write(at, told)
+        return difference
 
 
 def export_base(
@@ -71,7 +82,8 @@ def export_base(
     """Write a model that no run has trained, as `export_run` writes a policy whole."""
     with writing(out, overwrite, _places("the model itself", name, base)) as at:
         loaded = load(name, trust=trust, base=base)
-        describe(at, name, loaded.identity, {})
+        loaded.tokenizer.chat_template = loaded.tokenizer.handed
+        describe(at, out, locate(name, trust, base), loaded.identity, {})
         return export_whole(loaded.model, loaded, at)
 
 
@@ -95,6 +107,9 @@ def writing(out: Path, overwrite: bool, spared: Mapping[str, str]) -> Iterator[P
         raise UserError(f"the folder {out} cannot be made: {reason}") from None
     try:
         yield aside
+        os.umask(mask := os.umask(0))
+        for file in (place for place in aside.rglob("*") if place.is_file()):
+            file.chmod(0o666 & ~mask)  # safetensors writes for its owner alone
         if target.is_dir() and any(target.iterdir()):
             os.replace(target, old)
             try:
@@ -150,10 +165,18 @@ def _holds(folder: Path, place: Path) -> bool:
     return any(folder == p or (there and p.exists() and folder.samefile(p)) for p in above)
 
 
-def describe(folder: Path, base: str, identity: Identity, said: Mapping[str, str]) -> None:
-    """Write beside the weights where they come from; other programs do not read it."""
-    by = {"written_by": f"modicum {metadata.version('modicum')}"}
-    runs.Run(folder).write(DESCRIBED, {**by, "base": base, **identity.hashes, **said})
+def describe(
+    at: Path, out: Path, source: Source, identity: Identity, said: Mapping[str, str]
+) -> dict[str, str]:
+    """Write beside the weights where they come from, and the way from `out` to a base in a folder;
+    other programs do not read it."""
+    told = {"written_by": f"modicum {metadata.version('modicum')}", "base": source.known_as}
+    if source.local and source.place != str(TINY):
+        place = Path(source.gguf or source.place).resolve()
+        told["base_folder"] = os.path.relpath(place, out.expanduser().resolve())
+    told |= {"adapter": source.adapter.resolve().name} if source.adapter else {}
+    runs.Run(at).write(DESCRIBED, {**told, **identity.hashes, **said})
+    return told
 
 
 @torch.inference_mode()
@@ -198,14 +221,16 @@ def adapter_of(prepared: Prepared, run: Path, update: str) -> AdapterPrepared:
 
 
 def export_adapter(
-    prepared: AdapterPrepared, loaded: Loaded | Policy, base: Any, out: Path
+    prepared: AdapterPrepared, loaded: Loaded | Policy, base: Any, out: Path, name: str = ""
 ) -> float:
-    """Write the adapter to `out`; `prepared` is spent afterwards.
+    """Write the adapter to `out`, and `name` as that of its base; `prepared` is spent afterwards.
     `base` is a fresh copy of its base, in the dtype of the run. Both compute in fp32."""
     from peft import PeftModel
 
     expected = probe(prepared.model.float(), loaded)
     model: Any = prepared.exportable()
+    for config in model.peft_config.values() if name else ():
+        config.base_model_name_or_path = name
     # Without this PEFT asks the hub for the base's vocabulary size.
     model.save_pretrained(out, save_embedding_layers=False)
     loaded.tokenizer.save_pretrained(out)

@@ -1,4 +1,4 @@
-"""Whether the Hugging Face hub answers, so that without a network nobody waits for it.
+"""Whether the Hugging Face hub answers, so that without a network nobody waits for it; and the way up.
 
 Its libraries ask again and again before they look into their caches. Here it is asked once."""
 
@@ -6,6 +6,9 @@ import ssl
 import urllib.error
 import urllib.request
 from functools import lru_cache
+from pathlib import Path
+
+from modicum.types import UserError
 
 SECONDS = 5.0  # to connect and to answer
 
@@ -28,3 +31,25 @@ def silence() -> str:
         if not isinstance(why, ssl.SSLError):  # the libraries bring certificates of their own
             return f"{constants.ENDPOINT} does not answer ({why})"
     return ""
+
+
+def push(folder: Path, repo: str, private: bool, dry: bool) -> str:
+    """Upload a folder as a model, unless `dry`, and say where it is. UserError, which says how to do it
+    later, where the hub is not to be reached or refuses."""
+    from huggingface_hub import constants, create_repo, errors, get_token, upload_folder
+
+    sizes = [place.stat().st_size for place in folder.rglob("*") if place.is_file()]
+    what = f"{len(sizes)} files, {sum(sizes) / 1e6:,.1f} MB"
+    what = f"{what}, to {constants.ENDPOINT}/{repo} ({'private' if private else 'public'})"
+    if dry:
+        return f"would upload {what}"
+    token = "" if get_token() else "there is no token: `hf auth login`, or HF_TOKEN"
+    if not (why := silence() or token):
+        try:
+            create_repo(repo, private=private or None, exist_ok=True)
+            made = upload_folder(repo_id=repo, folder_path=folder, commit_message="Model")
+            return f"uploaded {what}: {made}"
+        except (errors.HfHubHTTPError, OSError, ValueError) as error:
+            why = f"{' '.join(str(error).split()):.300}"
+    later = f"later: hf upload {repo} {folder}{' --private' * private}"
+    raise UserError(f"{folder} is there, and was not uploaded ({what}): {why}; {later}")

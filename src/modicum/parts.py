@@ -183,9 +183,11 @@ def past_base(folder: Path, name: str) -> str:
 
 
 def past_bases(folder: Path, config: TrainConfig, model: str = "", base: str = "") -> TrainConfig:
-    """The config of a past run with its base, and that of an adapter, where they are now."""
+    """The config of a past run with its base, and the adapters of it, where they are now."""
     below, above = base or config.base, past_base(folder, model or config.model)
-    return replace(config, model=above, base=below and past_base(folder, below))
+    there = [str(at) for place in places(folder) if (at := place / config.init_adapter).exists()]
+    init = there[0] if config.init_adapter and there else config.init_adapter
+    return replace(config, model=above, base=below and past_base(folder, below), init_adapter=init)
 
 
 def began(folder: Path) -> dict[str, Any]:

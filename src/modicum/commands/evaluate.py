@@ -4,7 +4,7 @@ import math
 from dataclasses import replace
 from pathlib import Path
 
-from modicum import runs
+from modicum import hub, runs
 from modicum.commands import parser, printed
 from modicum.config import Trust
 from modicum.face.evaluation import EvaluateConfig, perform, settled, values_of
@@ -88,17 +88,24 @@ def run_export(args: list[str]) -> int:
         raise UserError("--format adapter needs a RUN that trained an adapter")
 
     from modicum import export
+    from modicum.models.load import HUB_ID
+
+    if (found.push or found.private or found.dry_run) and not HUB_ID.fullmatch(found.push):
+        raise UserError(f"--push must name a model on the hub as USER/NAME, not {found.push!r}")
 
     out, trust = Path(found.out), given(Trust, found)
     if found.run:
-        run_export, past = Path(found.run), past_config(Path(found.run))
-        config = past_bases(run_export, past, found.model, found.base)
+        run, past = Path(found.run), past_config(Path(found.run))
+        config = past_bases(run, past, found.model, found.base)
         config = replace(config, trust=replace(past.trust, **trust))
-        difference = export.export_run(run_export, out, found.format, found.overwrite, config)
+        gap = export.export_run(run, out, found.format, found.overwrite, config, repo=found.push)
     else:
         model = found.model or "tiny"
-        difference = export.export_base(model, out, found.overwrite, Trust(**trust), found.base)
+        gap = export.export_base(model, out, found.overwrite, Trust(**trust), found.base)
     files = sorted(p.name for p in out.iterdir())
-    result = {"out": str(out), "files": files, "largest_logit_difference": difference}
-    text = f"wrote {out} ({', '.join(files)})\nloaded again: logits differ by at most"
-    return printed(found.json, result, f"{text} {difference:.2g}")
+    result = {"out": str(out), "files": files, "largest_logit_difference": gap}
+    text = f"wrote {out} ({', '.join(files)})\nloaded again: logits differ by at most {gap:.2g}"
+    if found.push:
+        result["hub"] = hub.push(out, found.push, found.private, found.dry_run)
+        text += f"\n{result['hub']}"
+    return printed(found.json, result, text)

@@ -3,9 +3,11 @@
 What PEFT would only warn of (a tensor that is not in the file, or that no layer takes) is an error
 here. Dropout is left out."""
 
+import re
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,15 +15,23 @@ import torch
 from safetensors import SafetensorError
 from torch import nn
 
+from modicum.config import TrainConfig
 from modicum.models.four_bit import unpack
 from modicum.models.identity import combined, config_hash, fingerprints
-from modicum.runs import read_object
+from modicum.report.words import say
+from modicum.runs import file_hash, read_object
 from modicum.types import UserError
 
+DESCRIBED = "modicum.json"  # what an export of ours says of itself
 CONFIG, WEIGHTS, PICKLED = "adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"
 # What stands before the prompt, or beside the model, and not inside its layers.
 OUTSIDE = """PROMPT_TUNING MULTITASK_PROMPT_TUNING P_TUNING PREFIX_TUNING CPT ADAPTION_PROMPT XLORA
     POLY SHADOW"""
+# What a config says beside what its tensors are multiplied by and where they lie, which their names say.
+NO_MATTER = re.compile(
+    r"^(init_|base_|task|target_|revision|inference|auto_map|peft_ver|exclude|layers_to|layers_pat)"
+    r"|dropout|seed|prng|_config$|_modules$|^ensure_|^total_step|^runtime"
+)
 # What a library raises where a file is not what it should be.
 FAULTS = (OSError, ValueError, TypeError, LookupError, AttributeError, RuntimeError, ImportError)
 FAULTS += (SafetensorError,)
@@ -37,6 +47,16 @@ def quiet() -> Iterator[None]:
         warnings.filterwarnings("ignore", "fan_in_fan_out is set", UserWarning)  # it sets it right
         warnings.filterwarnings("ignore", "Model has `tie_word", UserWarning)  # `merged` unties
         yield
+
+
+@contextmanager
+def _fitting(folder: Path, place: str) -> Iterator[None]:
+    """What goes wrong is one line: the adapter in a folder is not for `place`, or no good."""
+    try:
+        yield
+    except FAULTS as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise UserError(f"{folder} does not fit {place}, or is broken: {reason:.300}") from None
 
 
 def is_adapter(folder: Path) -> bool:
@@ -57,7 +77,11 @@ def said(folder: Path) -> Mapping[str, Any]:
 
 
 def base_of(folder: Path, base: str) -> str:
-    """What the base of the adapter in a folder is called: `base`, or what its config names."""
+    """What the base of the adapter in a folder is called: `base`, where our export has found it if it
+    is there still, or what its config names."""
+    there = read_object(folder / DESCRIBED, optional=True).get("base_folder")
+    if not base and isinstance(there, str) and (folder / there).exists():
+        return str((folder / there).resolve())
     named = base or said(folder).get("base_model_name_or_path")
     if not (named and isinstance(named, str)):
         raise UserError(f"{folder} is an adapter and does not name its base; --base MODEL does")
@@ -70,7 +94,7 @@ def put(model: nn.Module, folder: Path, pickled: bool = False, weights: bool = T
     import peft
 
     facts, place = said(folder), getattr(model, "name_or_path", "")
-    try:
+    with _fitting(folder, place):
         config: Any = peft.PeftConfig.from_peft_type(**{**facts, "inference_mode": False})
         config.task_type, config.base_model_name_or_path = peft.TaskType.CAUSAL_LM, place
         if hasattr(config, "lora_dropout"):
@@ -82,9 +106,6 @@ def put(model: nn.Module, folder: Path, pickled: bool = False, weights: bool = T
                     parameter.data = parameter.data.float()  # also the lengths of DoRA
             if weights:
                 _fill(made, folder, pickled)
-    except FAULTS as error:
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise UserError(f"{folder} does not fit {place}, or is broken: {reason:.300}") from None
     return made.eval()
 
 
@@ -106,6 +127,48 @@ def _fill(model: Any, folder: Path, pickled: bool) -> None:
     for name, tensor in get_peft_model_state_dict(model, save_embedding_layers=False).items():
         if not torch.isfinite(tensor).all():
             raise UserError(f"{folder} has no {name}, or numbers in it that are not finite")
+
+
+def begin(prepared: Any, config: TrainConfig) -> Any:
+    """An update that was applied, its adapter with the values of the one that it is to begin with, if
+    any. UserError where that is of another kind, says other numbers, or has other tensors."""
+    from peft.utils import get_peft_model_state_dict, load_peft_weights
+
+    if not config.init_adapter:
+        return prepared
+    folder, what = Path(config.init_adapter).expanduser(), config.update
+    if not prepared.reference_is_bare:
+        raise UserError(f"init_adapter: {what} is no adapter on a base that stays as it is")
+    with _fitting(folder, what):
+        (ours,), model = prepared.model.peft_config.values(), prepared.model
+        here = {n: v or None for n, v in ours.to_dict().items() if not NO_MATTER.search(n)}
+        there = {name: said(folder).get(name, value) or None for name, value in here.items()}
+        held = get_peft_model_state_dict(model, save_embedding_layers=False)
+        found = load_peft_weights(str(folder), device="cpu")
+        for facts, tensors in ((here, held), (there, found)):
+            facts |= {f"the tensor {name}": tuple(t.shape) for name, t in tensors.items()}
+        for name in sorted(here.keys() | there.keys()):
+            if here.get(name) != there.get(name):
+                raise UserError(f"{name} is {there.get(name)!s}, not {here.get(name)!s}")
+        _fill(model, folder, pickled=False)
+    prepared.told.append(say("begins_with", folder=folder))
+    return prepared
+
+
+def known(loaded: Any, place: str) -> Any:
+    """A base that was loaded, known also by the adapter to begin with, if there is a `place`. UserError
+    where none is there, or one of another base, as far as an export says that."""
+    if not place:
+        return loaded
+    folder, hashes = Path(place).expanduser(), loaded.identity.hashes
+    files = [folder / name for name in (CONFIG, WEIGHTS)]
+    if not all(path.is_file() for path in files):
+        raise UserError(f"init_adapter: {folder} is no folder with {CONFIG} and {WEIGHTS}")
+    told = read_object(folder / DESCRIBED, optional=True).get("base_hash", hashes["base_hash"])
+    past = f"init_adapter: {folder} was trained on"
+    loaded.identity.require({**hashes, "base_hash": told}, past, "--model")
+    found = combined({path.name: file_hash(path) for path in files})
+    return replace(loaded, identity=replace(loaded.identity, hashes={**hashes, "init_hash": found}))
 
 
 def adapter_hash(model: Any, folder: Path) -> str:

@@ -19,7 +19,7 @@ import os
 import time
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import field
+from dataclasses import field, replace
 from typing import Any, Self
 
 import numpy as np
@@ -38,6 +38,7 @@ HASHES = {
     "tokenizer_hash": "tokenizer or chat template",
     "config_hash": "config.json, though with the same weights",
     "adapter_hash": "adapter on its base",
+    "init_hash": "adapter to begin with (--init-adapter)",
 }
 """What is hashed of a base, and what a message calls it."""
 # Of a config: who wrote it, and in which dtype.
@@ -106,6 +107,11 @@ class Identity(Frozen):
         texts = texts_hash(tokenizer, end_tokens)
         found = weights_hash(model), texts, config_hash(config)
         return cls(dict(zip(HASHES, found, strict=False)), time.perf_counter() - began)
+
+    @property
+    def bare(self) -> Self:
+        """That of the base alone, whatever training began with."""
+        return replace(self, hashes={k: v for k, v in self.hashes.items() if k != "init_hash"})
 
     def require(self, known: Mapping[str, Any], past: str, name: str) -> None:
         """UserError, which begins with `past` (`the run in x was trained on`), unless this is the

@@ -20,10 +20,12 @@ from modicum.config import Trust
 from modicum.models import adapters, configs
 from modicum.models.identity import Identity
 from modicum.runs import is_run
+from modicum.tasks import handed
 from modicum.types import Frozen, UserError
 
 TINY = Path(__file__).parent / "tiny"
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+", re.ASCII)
+CACHED = re.compile(r"models--([\w.-]+?)--([\w.-]+)/snapshots/", re.ASCII)
 OWN_FOLDERS = ("models/", "runs/")  # where our own commands put things; nobody there is called so
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -47,6 +49,13 @@ class Source(Frozen):
     given: dict[str, Any]  # of every `from_pretrained`
     gguf: str = ""  # the GGUF file in the folder, if it is one
     adapter: Path | None = None  # the folder of the adapter that was named; all else is its base's
+
+    @property
+    def known_as(self) -> str:
+        """What people call the base: its id on the hub where it is known, else its folder or file."""
+        cached = CACHED.search(self.place)
+        here = Path(self.gguf or self.place).resolve().name if self.local else self.place
+        return "/".join(cached.groups()) if cached else here
 
     @property
     def arguments(self) -> dict[str, Any]:
@@ -236,6 +245,8 @@ def read_tokenizer(name: str, trust: Trust | None = None, base: str = "") -> Any
     place = str(own) if own and (own / "tokenizer_config.json").is_file() else source.place
     with _reading(name, source):
         found: Any = AutoTokenizer.from_pretrained(place, **source.arguments)
+    found.handed = found.chat_template  # of an export: with what stood in its prompts
+    found.chat_template = handed.own(found.handed)
     return configs.mend_tokenizer(source.gguf, found) if source.gguf else found
 
 

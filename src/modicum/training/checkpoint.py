@@ -21,7 +21,7 @@ from modicum.updates.schedule import below
 KEYS = {
     *("step", "start", "active", "pushed", "moved", "tried", "schedule", "drawn", "agreement"),
     *(field.name for field in fields(Counters)),
-    *(HASHES.keys() - {"adapter_hash"}),  # which few have
+    *(HASHES.keys() - {"adapter_hash", "init_hash"}),  # which few have
 }
 
 

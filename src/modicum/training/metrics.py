@@ -194,7 +194,9 @@ def _anatomy(session: Session, run: runs.Run, note: Callable[[str], None]) -> di
     policy = session.prepared.merged()
     given = config.model, "cpu", config.compute.dtype, config.trust, config.base
     base = load(*given, rested(config, session.update))
-    base.identity.require(session.identity.hashes, f"{run.folder} was trained on", config.model)
+    base.identity.require(
+        session.identity.bare.hashes, f"{run.folder} was trained on", config.model
+    )
     changes = anatomy.measure(policy, merged(base.model), session.policy.device)
     tensors = [asdict(change) for change in changes]
     run.write("anatomy.json", {"dtype": config.compute.dtype, "tensors": tensors})

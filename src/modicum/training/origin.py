@@ -81,6 +81,7 @@ def spare_base(config: TrainConfig, folder: Path) -> None:
     """UserError where the run folder, which is to be replaced, holds the base."""
     source = locate(config.model, config.trust, config.base)
     held = [Path(source.place)] if source.local else []
+    held += [Path(config.init_adapter)] if config.init_adapter else []
     for place in [*held, *([source.adapter] if source.adapter else [])]:
         if folder.resolve() in (place.resolve(), *place.resolve().parents):
             raise UserError(

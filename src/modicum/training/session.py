@@ -15,6 +15,7 @@ from modicum.engine.agreement import Agreement
 from modicum.engine.flops import FlopCounter
 from modicum.engine.reward import opened
 from modicum.evaluate import held_out
+from modicum.models import adapters
 from modicum.models.four_bit import count
 from modicum.models.identity import Identity
 from modicum.models.load import inner, load
@@ -193,7 +194,7 @@ def prepare(
     examples, held = draw(task, config.sampling), _held_out(task, config)
     order = _begin(curriculum, without(task, examples), reward, config)
     given = config.model, team.device or compute.device, compute.dtype, config.trust, config.base
-    loaded = load(*given, rested(config, update))
+    loaded = adapters.known(load(*given, rested(config, update)), config.init_adapter)
     if check is not None:
         check(loaded.identity)
     asked = [*whole(task, "train"), *held]
@@ -205,13 +206,18 @@ def prepare(
     if compute.quantise and getattr(objective, "owns", False):
         raise UserError(f"quantise: {objective} has a model of its own, which would rest in none")
     apart = base_of(objective, update, loaded.model)
-    prepared = update.apply(loaded.model, config.seed)
+    prepared = adapters.begin(update.apply(loaded.model, config.seed), config)
     if objective.needs_reference or reward.learned:
         prepared.keep_reference()
     policy = policy_of(loaded, prepared, compute, config.batch.rollout_batch)
     policy.draw = team.sample
     written = loaded.tokenizer, config.sampling, examples
-    known = policy, prepared, loaded.identity, lambda problem: prompts.encode(problem, *written)
+    known = (
+        policy,
+        prepared,
+        loaded.identity.bare,
+        lambda problem: prompts.encode(problem, *written),
+    )
     begun = [(weight, term.begin(lambda of: opened(of, *known))) for weight, term in reward.terms]
     reward = rewards.Reward(tuple(begun))
     prepared.schedule.plan(config.steps * config.batch.updates_per_rollout)
@@ -273,7 +279,7 @@ def notes(session: Session) -> list[str]:
     template = environment().get_template("notes.txt")
     told = template.render(
         measured=measured,
-        other_base=measured is not None and measured.base != dict(session.identity.hashes),
+        other_base=measured is not None and measured.base != session.identity.bare.hashes,
         unknown=whole and repr(inner(policy.model).config.model_type),
         masked=config.batch.cut == "mask",
         slow=on_gpu and not torch.cuda.is_bf16_supported(including_emulation=False),
