@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib.util
+import json
 import re
 from dataclasses import fields, replace
 from pathlib import Path
@@ -125,3 +127,21 @@ def test_options_named_in_the_docs_exist(capsys: pytest.CaptureFixture[str]) -> 
         known |= set(re.findall(r'add_argument\("(--[a-z-]+)', script.read_text()))
     text = "".join(p.read_text() for p in [ROOT / "README.md", *ROOT.glob("docs/*.md")])
     assert set(OPTION.findall(text)) <= known
+
+
+def test_the_readme_is_read_in_three_minutes() -> None:
+    """At 150 words a minute read aloud, without code and tables; one figure, one table."""
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    prose = re.sub(r"```.*?```|^\|.*?$|\]\([^)]*\)", " ", text, flags=re.S | re.M)
+    assert len(prose.split()) <= 450
+    assert len(re.findall(r"^!\[", text, re.M)) == 1 == len(re.findall(r"^\| ---", text, re.M))
+    assert "make demo" in text and "It has not been run on a GPU yet." in text
+
+
+def test_the_figure_of_the_readme_is_that_of_the_study() -> None:
+    spec = importlib.util.spec_from_file_location("figure", ROOT / "scripts/readme_figure.py")
+    assert spec and spec.loader
+    figure = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(figure)
+    study = json.loads(figure.STUDY.read_text(encoding="utf-8"))
+    assert figure.OUT.read_text(encoding="utf-8") == figure.drawn(study)

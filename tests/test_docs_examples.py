@@ -4,6 +4,7 @@ Those that need nothing run, in small settings (slow); so do the notebooks and t
 
 from __future__ import annotations
 
+import ast
 import re
 from pathlib import Path
 from typing import Any
@@ -38,6 +39,12 @@ def test_a_line_of_the_docs_parses(page: str, line: str, parsed: Any) -> None:
         assert args[0] in cli.COMMANDS
         return
     check_values(args[0], parsed(args), skip_reward=bool(OWN.search(line)))
+
+
+@pytest.mark.parametrize("page", PAGES, ids=[str(page.relative_to(ROOT)) for page in PAGES])
+def test_the_python_of_a_page_is_python(page: Path) -> None:
+    for block in python_of(page):
+        ast.parse(block)
 
 
 def test_lines_are_found_on_all_pages_that_have_some() -> None:
