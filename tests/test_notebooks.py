@@ -84,8 +84,14 @@ def test_the_gpu_notebook_runs_on_a_small_model(tmp_path: Path) -> None:
     if not model.is_dir():
         pytest.skip("needs models/SmolLM2-135M-Instruct (scripts/fetch_smollm2.py)")
     sizes = {"STEPS": "2", "PROMPTS": "2", "GROUP": "2", "TOKENS": "24", "PROBLEMS": "2"}
-    sizes |= {"MODEL": str(model), "TASK": f"gsm8k({str(GSM8K)!r})", "DTYPE": "fp32"}
+    sizes |= {
+        "MODEL": str(model),
+        "TASK": f"gsm8k({str(GSM8K)!r})",
+        "DTYPE": "fp32",
+        "REWARD": "random",
+    }
     sizes |= {"HARDWARE": "24GB"}
     said = run("gpu.ipynb", tmp_path, **{f"MODICUM_NOTEBOOK_{k}": v for k, v in sizes.items()})
     assert "last(5)" in said and "after training" in said
+    assert "of 45 trainable tensors changed" in said and "0 of 45" not in said
     assert (tmp_path / "runs/gpu-adapter/adapter_config.json").is_file()
