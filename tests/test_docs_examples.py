@@ -57,7 +57,7 @@ def test_lines_are_found_on_all_pages_that_have_some() -> None:
 LACKS = re.compile(
     r"runs/|RUN|MODEL|ADAPTER|BASE|FOLDER|\bM\b|Qwen|SmolLM|gsm8k|hub\(|file\(|\.json|\.toml|my_|\.py:"
     r"|torchrun|--resume|--parallel|--sampler|--quantise|--tracker|--recipe|learned\(|cuda|--launcher"
-    r"|--config|addition|out/"
+    r"|--config|--dry-run|addition|out/"
 )
 FEW = ["--prompts-per-step", "2", "--group-size", "2", "--max-tokens", "6"]
 SHORT: dict[str, list[str]] = {
