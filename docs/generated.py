@@ -18,7 +18,7 @@ from modicum import cli, curricula, objectives, options, rewards, settings, task
 from modicum.config import TrainConfig
 from modicum.study import launchers
 
-WIDTH = "100"  # columns of --help
+WIDTH = "92"  # columns of --help
 KINDS = {
     "tasks": (tasks.TASKS, "Problems and their grading ([tasks](../tasks.md))."),
     "rewards": (rewards.REWARDS, "Terms that score a completion ([rewards](../rewards.md))."),
