@@ -6,12 +6,13 @@ from __future__ import annotations
 
 import ast
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from helpers import QUICK
+from helpers import QUICK, make_run
 from modicum import cli
 from printed_examples import (
     OWN,
@@ -53,11 +54,15 @@ def test_lines_are_found_on_all_pages_that_have_some() -> None:
     assert len(NAMED) > 150
 
 
-# What a fresh checkout lacks: a run, a file, the hub, a GPU, a server, an extra.
+# Runs that docs speak of, and what trains in them; the tests make them.
+RUNS = {"full-seed0": "full", "mine": "full", "last1": "last(1)", "last-1-seed0": "last(1)"}
+RUNS |= {"lora": "lora(rank=2)", "lora-rank8-seed0": "lora(rank=8)"}
+THEIRS = re.compile(rf"\bruns/({'|'.join(RUNS)})(?![\w-])(/config.toml)?")
+# What a fresh checkout lacks: another run, a file, the hub, a GPU, a server, an extra.
 LACKS = re.compile(
     r"runs/|RUN|MODEL|ADAPTER|BASE|FOLDER|\bM\b|Qwen|SmolLM|gsm8k|hub\(|file\(|\.json|\.toml|my_|\.py:"
     r"|torchrun|--resume|--parallel|--sampler|--quantise|--tracker|--recipe|learned\(|cuda|--launcher"
-    r"|--config|--dry-run|addition|out/"
+    r"|--config|--dry-run|addition|out/|studies/"
 )
 FEW = ["--prompts-per-step", "2", "--group-size", "2", "--max-tokens", "6"]
 SHORT: dict[str, list[str]] = {
@@ -68,12 +73,25 @@ SHORT: dict[str, list[str]] = {
     "tasks": [],
     "updates": [],
     "recipes": [],
+    "compare": [],
+    "report": [],
+    "export": ["--overwrite"],
+    "runs": [],
+    "watch": [],
 }
 RUN = [
     (page, line)
     for page, line in dict.fromkeys(NAMED)
-    if words(line)[0] in SHORT and not LACKS.search(line) and "--help" not in line
+    if words(line)[0] in SHORT and not LACKS.search(THEIRS.sub("", line)) and "--help" not in line
 ]
+
+
+@pytest.fixture(scope="module")
+def runs_there(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("there")
+    for name, update in RUNS.items():
+        make_run(root / name, Path("tiny"), "--update", update, "--no-anatomy")
+    return root
 
 
 @pytest.mark.slow
@@ -84,8 +102,11 @@ def test_lines_that_need_nothing_run(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
     quiet: None,
+    no_pdf: None,
+    runs_there: Path,
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    shutil.copytree(runs_there, tmp_path / "runs")
     monkeypatch.setattr("modicum.machine.reset_peak", lambda: None)
     plan_little(monkeypatch)
     for line in [line for of, line in RUN if of == page]:
