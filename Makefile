@@ -1,6 +1,7 @@
 # make demo    set up, train the shipped base three ways, write runs/demo/report.html
 # make test    set up, run the default test suite
 # make test-vllm   what needs vLLM itself, in the environment that MODICUM_VLLM_PYTHON names
+# make docs    the documentation as a site, docs/_build/html, which needs no network
 # make bench   compare with TRL, step about (33 minutes on 2 cores)
 # make bench-layers   what a partial update costs (9 minutes)
 # make bench-plan   planned memory beside measured peaks (about half an hour)
@@ -10,7 +11,9 @@ BIN := .venv/bin
 STAMP := .venv/installed
 BENCH := .venv-bench
 
-.PHONY: setup demo test test-slow test-vllm bench bench-layers bench-plan check format lint types clean
+DOCS := .venv/docs-installed
+
+.PHONY: setup demo docs test test-slow test-vllm bench bench-layers bench-plan check format lint types clean
 
 setup: $(STAMP)
 
@@ -37,6 +40,14 @@ check: setup format lint types test
 
 format: setup
 	$(BIN)/ruff format --check .
+
+docs: $(DOCS)
+	$(BIN)/python -m sphinx -n -W --keep-going -q -E -a -c docs . docs/_build/html
+	@echo docs/_build/html/index.html
+
+$(DOCS): $(STAMP)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[docs]'
+	touch $@
 
 bench: setup $(BENCH)/installed runs/bench/SmolLM2-135M/config.json
 	$(BIN)/python benchmarks/run.py
@@ -66,4 +77,4 @@ types: setup
 	$(BIN)/pyrefly check
 
 clean:
-	rm -rf .venv .venv-bench runs .pytest_cache .ruff_cache
+	rm -rf .venv .venv-bench docs/_build docs/reference runs .pytest_cache .ruff_cache

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import gc
 import os
 import shutil
@@ -23,6 +24,7 @@ import pytest
 
 from helpers import Fails, make_run
 from modicum import cli
+from modicum.options import Parser
 
 FAMILIES = ("qwen2", "llama", "qwen3")
 
@@ -221,3 +223,25 @@ def broken(folders: dict[str, Path], tmp_path: Path) -> Callable[..., Path]:
 
 
 # Help ------------------------------------------------------------------------------------
+
+
+class Parsed(BaseException):
+    def __init__(self, found: argparse.Namespace) -> None:
+        self.found = found
+
+
+@pytest.fixture
+def parsed(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """What a command reads from its arguments, before it does anything."""
+    real = Parser.read
+
+    def read(parser: Parser, args: list[str]) -> None:
+        raise Parsed(real(parser, args))
+
+    def call(args: list[str]) -> argparse.Namespace:
+        monkeypatch.setattr(Parser, "read", read)
+        with pytest.raises(Parsed) as ended:
+            cli.run(args)
+        return ended.value.found
+
+    return call

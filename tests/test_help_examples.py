@@ -6,9 +6,7 @@ comes before. New commands are picked up; one whose examples take long gets a ro
 
 from __future__ import annotations
 
-import argparse
 import io
-import itertools
 import re
 import shlex
 import sys
@@ -18,13 +16,10 @@ from typing import Any
 import pytest
 
 from helpers import QUICK
-from modicum import cli, options, recipes
-from modicum.config import TrainConfig, from_mapping
-from modicum.options import Parser, given
-from modicum.parts import parsers
+from modicum import cli, options
+from printed_examples import ROOT, check_values, plan_little, words
 
 pytestmark = pytest.mark.usefixtures("quiet", "no_pdf")
-ROOT = Path(__file__).resolve().parent.parent
 NEEDS = re.compile(r"#.*needs: (.*)")
 # Options that make them short, below what is printed; None: they are only parsed.
 FEW = ["--prompts-per-step", "2", "--group-size", "2", "--max-tokens", "6"]
@@ -52,50 +47,10 @@ def lines_of(name: str) -> list[str]:
 EVERY = [(name, line) for name in cli.COMMANDS for line in lines_of(name)]
 
 
-def words(line: str) -> list[str]:
-    """What stands after `modicum`, without comments and redirections."""
-    found = shlex.split(line, comments=True)
-    found = found[found.index("modicum") + 1 :]
-    return list(itertools.takewhile(lambda word: word not in ("<", ">"), found))
-
-
-class Parsed(BaseException):
-    def __init__(self, found: argparse.Namespace) -> None:
-        self.found = found
-
-
-@pytest.fixture
-def parsed(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """What a command reads from its arguments, before it does anything."""
-    real = Parser.read
-
-    def read(parser: Parser, args: list[str]) -> None:
-        raise Parsed(real(parser, args))
-
-    def call(args: list[str]) -> argparse.Namespace:
-        monkeypatch.setattr(Parser, "read", read)
-        with pytest.raises(Parsed) as ended:
-            cli.run(args)
-        return ended.value.found
-
-    return call
-
-
 @pytest.mark.parametrize(("name", "line"), EVERY, ids=[line for _, line in EVERY])
-def test_an_example_parses(name: str, line: str, parsed: Any, tmp_path: Path) -> None:
+def test_an_example_parses(name: str, line: str, parsed: Any) -> None:
     found = parsed(words(line))
-    own = "your" in "".join(NEEDS.findall(line))
-    kinds = {**parsers(), "update": lambda text: [parsers()["update"](t) for t in text.split(";")]}
-    kinds["updates"] = kinds["update"]
-    kinds["expression"] = parsers()["update" if name == "updates" else "task"]
-    for kind, parse in kinds.items():
-        value = getattr(found, kind, None)
-        if value and not (own and kind == "reward"):
-            parse(value)
-    if getattr(found, "recipe", None):
-        recipes.named(found.recipe)
-    if hasattr(found, "config"):
-        from_mapping(TrainConfig, given(TrainConfig, found), "options")
+    check_values(name, found, skip_reward="your" in "".join(NEEDS.findall(line)))
 
 
 @pytest.mark.parametrize(("name", "line"), EVERY, ids=[line for _, line in EVERY])
@@ -144,22 +99,6 @@ def test_examples_that_need_nothing_run(
         code = cli.run([*args, *short])
         assert code == 0 or (args[0] in ("train", "doctor") and code in NOTHING), line
         capsys.readouterr()
-
-
-def plan_little(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The planner, which takes seconds, says nothing."""
-    from types import SimpleNamespace
-
-    from modicum import doctor
-
-    nothing = {
-        "memory": {"peak_bytes": 1},
-        "machine": {"memory": None},
-        "times": None,
-        "advice": "",
-    }
-    monkeypatch.setattr(doctor.hardware, "parse", lambda *_: None)
-    monkeypatch.setattr(doctor.plan, "make", lambda *_: SimpleNamespace(to_json=lambda: nothing))
 
 
 @pytest.mark.slow

@@ -355,33 +355,3 @@ def there(dotted: str) -> bool:
             held = getattr(held, name, None)
         return held is not None
     return False
-
-
-def test_the_map_in_the_readme_names_what_is_there() -> None:
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
-    block = text.split("```\nsrc/modicum/\n")[1].split("examples/")[0]
-    named = {n for line in block.splitlines() for n in re.findall(r"[a-z_]+", line[2:26])}
-    left = {
-        "types",
-        "limits",
-        "child",
-        "disk",
-        "cache",
-        "runs",
-        "machine",
-        "hub",
-        "settings",
-        "stopping",
-        "draws",
-        "naming",
-        "status",
-        "live",
-        "recipes",
-        "findings",
-        "doctor",
-        "card",
-        "export",
-        "display",
-        "__main__",
-    }
-    assert named == set(ORDER) - left
