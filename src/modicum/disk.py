@@ -67,6 +67,17 @@ def writing(folder: Path, needed: int = 0, hint: str = "") -> Iterator[None]:
         raise FolderError(text + hint) from error
 
 
+@contextlib.contextmanager
+def reading(path: Path | str, missing: str = "") -> Iterator[None]:
+    """What the system has against reading a file is a UserError; `missing` says that it is not there."""
+    try:
+        yield
+    except FileNotFoundError:
+        raise UserError(missing or f"there is no file {path}") from None
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror or error}") from None
+
+
 def entries(folder: Path) -> list[Path]:
     """What is in a folder that may not be there yet, but for its lock and what a kill has left
     half-written. UserError where there is something else, or the system does not let us look."""

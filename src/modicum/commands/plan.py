@@ -1,6 +1,5 @@
 """`modicum plan`, and `modicum updates`: what a run takes, and what it would train."""
 
-import gc
 import sys
 from argparse import Namespace
 from dataclasses import asdict, replace
@@ -43,7 +42,6 @@ def run(args: list[str]) -> int:
 def _made(config: TrainConfig, found: Namespace, many: bool) -> tuple[str, list[Any]]:
     slow = Timer(SILENT, print, ["planning ..."], {"file": sys.stderr, "flush": True})
     slow.start()
-    gc.disable()  # a fifth of the time, for a program of seconds
     try:
         from modicum import curricula
         from modicum.plan import hardware, overall
@@ -65,7 +63,6 @@ def _made(config: TrainConfig, found: Namespace, many: bool) -> tuple[str, list[
         ]
     finally:
         slow.cancel()
-        gc.enable()
     text = overall.table(plans, found.markdown) if many else plans[0].text()
     if many and not found.markdown:
         text = "\n".join([text, *(f"note: {note}" for note in plans[0].assumptions)])

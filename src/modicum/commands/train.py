@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from modicum.commands import parser, printed
-from modicum.config import TrainConfig, from_mapping, read_toml
+from modicum.config import TrainConfig, from_mapping, read_toml, to_toml
 from modicum.options import given, merge, several
 from modicum.types import UserError
 
@@ -108,7 +108,6 @@ def run_recipes(args: list[str]) -> int:
     """List the recipes, or show one as TOML with its description as comments."""
     found = parser("recipes").read(args)
 
-    from modicum.config import to_toml
     from modicum.recipes import RECIPES, about, named
 
     configs = {name: named(name) for name in ([found.name] if found.name else RECIPES)}

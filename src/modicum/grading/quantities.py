@@ -173,12 +173,10 @@ def same_quantity(gold: str, answer: str) -> bool | None:
     hundredths = [q.value / 100 if q.unit == "%" else q.value for q in (g, a)]
     if hundredths[0] == hundredths[1]:
         return True  # 50% is 0.5; by the next line, where a unit may be missing, it is 50 too
-    rest = g.value.denominator
-    for prime in (2, 5):
-        while rest % prime == 0:
-            rest //= prime
-    # An endless decimal may be cut or rounded.
-    return g.value == a.value or (rest > 1 and shows(g.value, a.value, a.digits))
+    # An endless decimal, whose denominator divides no power of ten, may be cut or rounded.
+    below = g.value.denominator
+    endless = pow(10, below.bit_length(), below) > 0
+    return g.value == a.value or (endless and shows(g.value, a.value, a.digits))
 
 
 def shows(gold: Fraction, value: Fraction, digits: str) -> bool:

@@ -1,7 +1,6 @@
 """The rewards that look at a completion alone, a coin for placebo arms, and the reward of a model,
 which a run has in memory and hands over (`modicum.engine.reward`)."""
 
-import copy
 import hashlib
 import itertools
 import re
@@ -208,9 +207,7 @@ class Learned(Term):
         return read_object(self.file) if self.file.is_file() else {}
 
     def begin(self, opened: Callable[[Any], Callable[..., list[float]]]) -> Term:
-        made = copy.copy(self)
-        vars(made)["judge"] = opened(self)
-        return made
+        return self.having(judge=opened(self))
 
     def require(self, problem: Problem) -> None:
         """UserError where there is no reward model, or one that is not better than its rivals."""

@@ -75,10 +75,9 @@ def without(task: Task, examples: Examples) -> Task:
         return task
     shown = {_key(question) for question, _ in examples}
     if isinstance(task, DataTask):
-        size = task.size("train") or 0
-        found = (task.problem("train", 0, index) for index in range(size))
+        found = whole(task, "train")
         ids = {problem.id for problem in found if _key(problem.question) in shown}
-        if len(ids) < size:
+        if len(ids) < len(found):
             return task.without(ids, f"{len(ids)} train problems are worked examples")
     return cast(Task, Rest(task, shown))
 

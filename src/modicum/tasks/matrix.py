@@ -17,7 +17,7 @@ from modicum.grading.quantities import quantity
 from modicum.grading.spelling import clean
 from modicum.limits import Limits
 from modicum.tasks.base import Level, Procedural, only, split_of
-from modicum.types import Grade, Problem, Split, UserError
+from modicum.types import Grade, Problem, Split
 
 Matrix = tuple[tuple[Fraction, ...], ...]
 
@@ -112,11 +112,6 @@ class MatrixTask(Procedural):
     graded: ClassVar[tuple[str, ...]] = ("rows",)
     rows: Annotated[Level, Limits(2, 8)] = 3
     magnitude: Annotated[int, Limits(2, 999)] = 5
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.kind not in ASKED:
-            raise UserError(f"matrix: kind is rref or inverse, not {self.kind!r}")
 
     def grade(self, problem: Problem, text: str) -> Grade:
         """Right if the marked matrix (`read`) is the one asked for; lenient: the last of the text."""

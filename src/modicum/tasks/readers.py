@@ -13,6 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from modicum.disk import reading
 from modicum.hub import silence
 from modicum.types import UserError
 
@@ -42,12 +43,8 @@ def read(path: str) -> list[Record]:
     """All rows of the file, by the ending of its name; UserError when there are none."""
     if ending(path) not in READERS:
         raise UserError(f"{path}: files end in {ENDS}")
-    try:
+    with reading(path):
         records = list(READERS[ending(path)](path, _bytes(path)))
-    except FileNotFoundError:
-        raise UserError(f"there is no file {path}") from None
-    except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror or error}") from None
     if not records:
         raise UserError(f"{path} holds no rows")
     return records
