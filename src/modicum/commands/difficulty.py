@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from modicum.answers import STYLES
 from modicum.commands import printed
-from modicum.commands.train import read
+from modicum.commands.train import settings
 from modicum.config import TrainConfig
 from modicum.report.words import say
 from modicum.rewards.terms import REPORT
@@ -31,11 +31,11 @@ Made = dict[str, Any]  # what `gather` has in its file
 Enter = Callable[[Made, Problem, Any, Sequence[Completion]], None]
 
 
-def run(args: list[str]) -> int:
+def run(found: Namespace) -> int:
     """Measure, and print the shares of right answers."""
     from modicum.curricula.base import RANKED, turns_of
 
-    found, config = read("difficulty", args)
+    config = settings(found)
     session = drawer(config)
     task = session.task
     size, turns = task.size("train"), turns_of(task)
@@ -116,9 +116,9 @@ def gather(
     return path, made
 
 
-def run_pairs(args: list[str]) -> int:
+def run_pairs(found: Namespace) -> int:
     """Draw completions of the untrained model and pair right with wrong ones."""
-    found, config = read("pairs", args)
+    config = settings(found)
     if found.samples < 2:
         needed = "--samples must be at least 2"
         raise UserError(f"pairs: a pair is two completions of a problem; {needed}")
@@ -139,9 +139,9 @@ def run_pairs(args: list[str]) -> int:
     return printed(found.json, {"file": str(path), **told}, say("pairs", file=path, **told))
 
 
-def run_reward_model(args: list[str]) -> int:
+def run_reward_model(found: Namespace) -> int:
     """Train a reward model and say what it is worth; 1 if it does not beat its rivals."""
-    found, config = read("reward-model", args)
+    config = settings(found)
     report = reward_model(config, {name: getattr(found, name) for name in FIT})
     text = say("reward_model", folder=config.out, **report)
     return printed(found.json, report, text, int(not report["beats"]))

@@ -10,8 +10,8 @@ from typing import Any
 
 import modicum.evaluate as scorecard
 from modicum import cache, draws
-from modicum.commands import parser, printed
-from modicum.commands.train import read
+from modicum.commands import printed
+from modicum.commands.train import settings
 from modicum.config import TrainConfig, Trust
 from modicum.limits import within
 from modicum.options import config_of, several
@@ -20,9 +20,9 @@ from modicum.types import UserError
 SILENT = 3.0  # seconds before it says that it works
 
 
-def run(args: list[str]) -> int:
+def run(found: Namespace) -> int:
     """Print the plan of a run; with --require-fit exit code 2 if it does not fit."""
-    found, config = read("plan", args)
+    config = settings(found)
     many = bool(found.updates or found.models or found.markdown)
     wanted = partial(_made, config, found, many)
     # What is free here changes.
@@ -87,10 +87,8 @@ def _signal(config: TrainConfig, rate: str) -> tuple[dict[str, Any], str]:
     return {"signal": made}, filled("signal.txt", signal=made, groups=choice, **said)
 
 
-def run_updates(args: list[str]) -> int:
+def run_updates(found: Namespace) -> int:
     """List the updates, or preview what an expression trains."""
-    found = parser("updates", trust=Trust).read(args)
-
     from modicum import spec, updates
     from modicum.report.words import filled
 
