@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 MAX_REPEATS = 500  # in a row, after which a split holds no more different problems
 Graded = tuple[Completion, Grade]
+Groups = Sequence[Sequence[Graded]]
 SETTINGS = ("task", "split", "temperature", "samples_per_problem")
 RIGHT = "right"
 
@@ -77,7 +78,8 @@ def evaluate(
     best = [group[0] for group in greedy]
     if keep is not None:
         keep(rows(problems, drawn, best))
-    return summarise(str(task), problems, drawn, best, sampling, split)
+    said = {"task": str(task), "split": split, "temperature": sampling.temperature}
+    return summarise(problems, drawn, best, sampling.style, **said)
 
 
 def grade(
@@ -89,14 +91,10 @@ def grade(
 
 
 def summarise(
-    task: str,
-    problems: Sequence[Problem],
-    drawn: Sequence[Sequence[Graded]],
-    greedy: Sequence[Graded],
-    sampling: Sampling,
-    split: str,
+    problems: Sequence[Problem], drawn: Groups, greedy: Sequence[Graded], style: str, **said: Any
 ) -> Evaluation:
-    """The evaluation of n graded samples and one greedy completion of each problem."""
+    """The evaluation of n graded samples and one greedy completion of each problem, in a style;
+    `said` is what it tells of how they were made."""
     count = len(drawn[0])
     every = [graded for group in drawn for graded in group]
     strict = [sum(grade.strict for _, grade in group) for group in drawn]
@@ -106,13 +104,11 @@ def summarise(
     majority = stats.majority_at_k
     powers = [2**power for power in range(count.bit_length()) if 2**power <= count]
     cast = [(p.id, [vote(*g) for g in group]) for p, group in zip(problems, drawn, strict=True)]
-    format_ok = STYLES[sampling.style if sampling.style in STYLES else "tags"].format_ok
+    format_ok = STYLES.get(style, STYLES["tags"]).format_ok
     return Evaluation(
-        task=task,
-        split=split,
+        **said,
         num_problems=len(problems),
         samples_per_problem=count,
-        temperature=sampling.temperature,
         **dict(zip(("accuracy", "low", "high"), _band(scores), strict=True)),
         standard_error=stats.standard_error(scores) if len(scores) > 1 else None,
         **dict(zip(("lenient", "lenient_low", "lenient_high"), _band(lenient), strict=True)),
@@ -145,7 +141,7 @@ def _band(scores: list[float]) -> list[float]:
 
 
 def rows(
-    problems: Sequence[Problem], drawn: Sequence[Sequence[Graded]], greedy: Sequence[Graded]
+    problems: Sequence[Problem], drawn: Groups, greedy: Sequence[Graded]
 ) -> Iterator[dict[str, Any]]:
     """Every completion with its verdicts, as JSON objects; sample "greedy" or 0, 1, ..."""
     for problem, group, best in zip(problems, drawn, greedy, strict=True):

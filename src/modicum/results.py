@@ -53,9 +53,8 @@ class Evaluation(Frozen, kw_only=True):
     @classmethod
     def from_json(cls, values: Mapping[str, Any], where: str = "this") -> Self:
         """A whole evaluation from what `asdict` gave; other keys are left out."""
-        for item in dataclasses.fields(cls):
-            if item.name not in values:
-                raise UserError(f"{where} is not an evaluation: it has no {item.name!r}")
+        if lacking := [item.name for item in dataclasses.fields(cls) if item.name not in values]:
+            raise UserError(f"{where} is not an evaluation: it has no {lacking[0]!r}")
         return fill(cls, values, "the evaluation")
 
 

@@ -119,9 +119,6 @@ def gather(
 def run_pairs(found: Namespace) -> int:
     """Draw completions of the untrained model and pair right with wrong ones."""
     config = settings(found)
-    if found.samples < 2:
-        needed = "--samples must be at least 2"
-        raise UserError(f"pairs: a pair is two completions of a problem; {needed}")
 
     from modicum.learned import Preference, paired, split
 

@@ -51,13 +51,9 @@ def _made(config: TrainConfig, found: Namespace, many: bool) -> tuple[str, list[
         curricula.parse(config.curriculum)
         members.parse(config.compute.sampler)
         machine = hardware.parse(found.hardware, config.compute.device, config.compute.dtype)
+        how = {"advise": not many, "prompt": found.prompt_tokens}
         plans = [
-            overall.make(
-                replace(config, model=model, update=update),
-                machine,
-                advise=not many,
-                prompt=found.prompt_tokens,
-            )
+            overall.make(replace(config, model=model, update=update), machine, **how)
             for model in several(found.models) or [config.model]
             for update in several(found.updates) or [config.update]
         ]

@@ -46,6 +46,7 @@ class DataTask(Spec, ABC):
     bad_rows: BadRows = field(default="refuse", kw_only=True)
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check_path(self.name, self.path)
 
     def problem(self, split: Split, seed: int, index: int) -> Problem:

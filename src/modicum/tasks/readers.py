@@ -23,6 +23,8 @@ SAVED = ("state.json", "dataset_dict.json")  # what `save_to_disk` leaves in a f
 PARTS = {"train": "train", "tune": "tune|valid|dev|eval", "test": "test"}
 """Names of a folder's files, at the beginning of a word, by what they are for."""
 
+Names = Sequence[str]  # of parts, of columns
+
 
 class Record(NamedTuple):
     """One row: where it stands (`problems.jsonl, line 7`), its number from 1, its values."""
@@ -217,11 +219,7 @@ ENDS = f"{', '.join(READERS)}, or one of these and {', '.join(PACKED)}"
 
 
 def from_hub(
-    task: str,
-    name: str,
-    config: str | None,
-    parts: Sequence[str] | None,
-    unread: Sequence[str] = (),
+    task: str, name: str, config: str | None, parts: Names | None, unread: Names = ()
 ) -> dict[str, list[Record]]:
     """The rows of `parts` (None: of all) of a data set, one of the hub or a folder of `datasets`,
     without the columns `unread`; UserError, which begins with `task`, when it cannot be had."""
@@ -257,7 +255,7 @@ def from_hub(
     return {part: _hub_records(f"{name} {part}".strip(), found[part], unread) for part in parts}
 
 
-def _hub_records(origin: str, rows: Any, unread: Sequence[str]) -> list[Record]:
+def _hub_records(origin: str, rows: Any, unread: Names) -> list[Record]:
     dropped = [column for column in getattr(rows, "column_names", ()) if column in unread]
     rows = rows.remove_columns(dropped) if dropped else rows
     return [Record(f"{origin}, row {i}", i, row) for i, row in enumerate(rows, start=1)]
