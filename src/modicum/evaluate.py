@@ -144,19 +144,11 @@ def rows(
     problems: Sequence[Problem], drawn: Groups, greedy: Sequence[Graded]
 ) -> Iterator[dict[str, Any]]:
     """Every completion with its verdicts, as JSON objects; sample "greedy" or 0, 1, ..."""
-    for problem, group, best in zip(problems, drawn, greedy, strict=True):
-        for name, (completion, grade) in [("greedy", best), *enumerate(group)]:
-            yield {
-                "id": problem.id,
-                "sample": name,
-                "question": problem.question,
-                "gold": problem.answer,
-                "difficulty": problem.difficulty,
-                "completion": completion.text,
-                "num_tokens": len(completion.tokens),
-                "finished": completion.finished,
-                **dataclasses.asdict(grade),
-            }
+    for p, group, best in zip(problems, drawn, greedy, strict=True):
+        asked = {"question": p.question, "gold": p.answer, "difficulty": p.difficulty}
+        for name, (c, grade) in [("greedy", best), *enumerate(group)]:
+            wrote = {"completion": c.text, "num_tokens": len(c.tokens), "finished": c.finished}
+            yield {"id": p.id, "sample": name, **asked, **wrote, **dataclasses.asdict(grade)}
 
 
 def read(folder: Path, name: str = "trained") -> Evaluation:

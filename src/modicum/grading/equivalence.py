@@ -246,4 +246,4 @@ def answer(question: Any, say: Callable[[str], None]) -> str:
 
 if __name__ == "__main__":
     logging.disable()  # math-verify warns that its own limit is off
-    serve(answer, lambda: '{"ready": true}', RLIMIT_AS=MAX_MEMORY)
+    serve(answer, RLIMIT_AS=MAX_MEMORY)

@@ -10,7 +10,6 @@ something, and that is named neither there nor in `OWN`, is refused."""
 import ast
 import dataclasses
 import datetime
-import importlib
 import inspect
 import json
 import operator
@@ -180,12 +179,6 @@ def score(request: dict[str, Any]) -> dict[str, Any]:
     return {"value": float(dataset.score_answer(request["answer"], entry))}
 
 
-def begin() -> str:
-    """The first line, once the library is loaded."""
-    importlib.import_module("reasoning_gym")
-    return json.dumps({"value": True})
-
-
 def answer(request: dict[str, Any], _: object) -> str:
     """The reply to a request; what a data set raises ends in {"failed": ...}."""
     actions = {"make": make, "score": score, "describe": lambda r: describe(r["name"])}
@@ -258,4 +251,4 @@ def evaluates(cls: type) -> bool:
 
 
 if __name__ == "__main__":
-    serve(answer, begin, RLIMIT_AS=MAX_MEMORY, RLIMIT_FSIZE=0, RLIMIT_CORE=0)
+    serve(answer, "reasoning_gym", RLIMIT_AS=MAX_MEMORY, RLIMIT_FSIZE=0, RLIMIT_CORE=0)
