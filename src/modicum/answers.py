@@ -120,7 +120,6 @@ def format_ok(text: str) -> bool:
 class Style(NamedTuple):
     """One way to mark an answer."""
 
-    name: str
     instruction: str  # what a prompt says to get this style
     pattern: str  # a completion in it; {thought} and {answer} are the parts
     format_ok: Callable[[str], bool]  # has a whole completion this form, nothing after the mark?
@@ -152,7 +151,7 @@ def hashes_ok(text: str) -> bool:
 _TEXTS = tomllib.loads(Path(__file__).with_name("styles.toml").read_text("utf-8"))
 R1_ZERO = _TEXTS["r1_zero"]["conversation"]
 _FORMS = {"tags": format_ok, "boxed": boxed_ok, "hashes": hashes_ok}
-STYLES = {name: Style(name, format_ok=ok, **_TEXTS[name]) for name, ok in _FORMS.items()}
+STYLES = {name: Style(format_ok=ok, **_TEXTS[name]) for name, ok in _FORMS.items()}
 
 
 def check_gold(text: str) -> str:

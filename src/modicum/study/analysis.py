@@ -28,7 +28,7 @@ from modicum.stats import Interval
 from modicum.study.cells import COUNTED
 from modicum.study.collect import ArmRuns, Collected, collect, cost, difficulty
 from modicum.study.design import PlannedArm, Study
-from modicum.study.estimate import Estimate, difference, estimate, retention, spread, table
+from modicum.study.estimate import Estimate, estimate, retention, spread, table
 from modicum.types import UserError
 
 ALPHA = 0.05
@@ -212,11 +212,9 @@ def _compared(
         return replace(alone, retention_note=why), None
     arm_SI, control_SI = (np.stack([of[seed] for seed in seeds]) for of in (rows, control))
     found = paired(arm_SI, control_SI, np.random.default_rng(draw))
-    compared = replace(alone, difference=difference(found))
     kept = retention(arm_SI, control_SI, base_I)
-    if isinstance(kept, str):
-        return replace(compared, retention_note=kept), found
-    return replace(compared, retention=kept), found
+    told: dict[str, Any] = {"retention_note" if isinstance(kept, str) else "retention": kept}
+    return replace(alone, difference=found.difference, **told), found
 
 
 def _tests(found: Mapping[str, Estimate], margin: float) -> dict[str, dict[str, ClaimTest]]:

@@ -166,6 +166,12 @@ class Estimate(Frozen):
             low, high = min(low, over.low), max(high, over.high)
         return Interval(mean, low, high)
 
+    @property
+    def difference(self) -> Difference:
+        """The limits of an estimate of a difference."""
+        narrow, wide = self.interval(0.90), self.interval(0.95)
+        return Difference(self.mean, narrow.low, narrow.high, wide.low, wide.high, self.method)
+
     def p_at_most(self, value: float) -> float:
         """The p-value of the hypothesis that the true mean is `value` or less."""
         return 1 - self._p(value) if value > self.mean else self._p(value)
@@ -202,12 +208,6 @@ def estimate(
     if rng is None or found.none or found.num_seeds <= MAX_T_SEEDS:
         return Estimate(found, bounds, problems_I=problems_I)
     return Estimate(found, bounds, pivots(table_SI, rng), problems_I)
-
-
-def difference(found: Estimate) -> Difference:
-    """The limits of an estimate of a difference."""
-    narrow, wide = found.interval(0.90), found.interval(0.95)
-    return Difference(found.mean, narrow.low, narrow.high, wide.low, wide.high, found.method)
 
 
 def pivots(table_SI: Table, rng: Generator, resamples: int = RESAMPLES) -> Column:
