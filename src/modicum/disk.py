@@ -24,6 +24,7 @@ from modicum.types import FolderError, UserError
 
 LOCK = ".lock"  # of `held`; no part of what is in a folder
 ASIDE = re.compile(r"\.[\w.-]+\.(json|jsonl|toml)\.tmp")  # what `write_whole` has not finished
+TELLS = ("config.json", ".toml")  # what a folder is
 FULL = (errno.ENOSPC, errno.EDQUOT)
 RUST = re.compile(r"I/O error: .*\(os error (\d+)\)")
 
@@ -125,12 +126,8 @@ def make_folder(folder: Path) -> None:
 def clear_folder(folder: Path) -> None:
     """Remove all that is in a folder but its lock; of a link to one, what it leads to.
     `config.json` and TOML go last: a half cleared one is still known for what it was."""
-
-    def tells(entry: Path) -> bool:
-        return entry.name == "config.json" or entry.suffix == ".toml"
-
     with writing(folder):
-        for entry in sorted(entries(folder), key=tells):
+        for entry in sorted(entries(folder), key=lambda entry: entry.name.endswith(TELLS)):
             if entry.is_dir() and not entry.is_symlink():
                 shutil.rmtree(entry)
             else:

@@ -187,7 +187,6 @@ def compare(after: Evaluation, before: Evaluation) -> Comparison:
         raise UserError("the two evaluations are of different problems")
     gains = [a - b for a, b in zip(after.scores, before.scores, strict=True)]
     kinds = ("scores", "lenient_scores", "greedy_scores")
-    pairs = ((getattr(after, kind), getattr(before, kind)) for kind in kinds)
-    accuracy, lenient, greedy = (stats.paired_interval(*pair) for pair in pairs)
+    bands = (stats.paired_interval(getattr(after, kind), getattr(before, kind)) for kind in kinds)
     better, worse = sum(gain > 0 for gain in gains), sum(gain < 0 for gain in gains)
-    return Comparison(len(gains), accuracy, lenient, greedy, better, worse)
+    return Comparison(len(gains), *bands, better, worse)

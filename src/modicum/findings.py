@@ -71,14 +71,12 @@ def judged(
     scores: Sequence[Sequence[Mapping[str, float]]],
 ) -> JudgedGroups:
     """The completions of groups that were scored already, with the task's verdicts."""
-
-    def one(problem: Problem, found: Completion, earned: Mapping[str, float]) -> JudgedCompletion:
-        verdict = task.grade(problem, found.text)
-        return JudgedCompletion(problem, found, verdict, earned, reward.total(earned))
-
     return [
-        [one(group.problem, *pair) for pair in zip(group.completions, row, strict=True)]
-        for group, row in zip(groups, scores, strict=True)
+        [
+            JudgedCompletion(of.problem, c, task.grade(of.problem, c.text), won, reward.total(won))
+            for c, won in zip(of.completions, row, strict=True)
+        ]
+        for of, row in zip(groups, scores, strict=True)
     ]
 
 

@@ -160,12 +160,9 @@ def main(job: Path) -> None:
                 os.kill(os.getpid(), signal.SIGKILL)
         os.kill(os.getpid(), signal.SIGTERM)
 
-    def end(number: int, frame: object) -> None:
-        os.kill(os.getpid(), signal.SIGTERM)
-
     signal.pthread_sigmask(signal.SIG_BLOCK, ENDING)  # until they can be heard
     for number in (signal.SIGUSR1, signal.SIGUSR2):  # with which SLURM says that time is up
-        signal.signal(number, end)
+        signal.signal(number, lambda *_: os.kill(os.getpid(), signal.SIGTERM))
     threading.Thread(target=watch, daemon=True).start()
     code: Any = 1
     try:

@@ -115,13 +115,8 @@ class MatrixTask(Procedural):
 
     def grade(self, problem: Problem, text: str) -> Grade:
         """Right if the marked matrix (`read`) is the one asked for; lenient: the last of the text."""
-        gold = read(problem.answer)
-
-        def verdict(answer: str) -> bool | tuple[bool, str]:
-            matrix = read(answer)
-            return matrix == gold if matrix else (False, "is no matrix of exact numbers")
-
-        return answers.judge(text, verdict, find_last)
+        gold, none = read(problem.answer), (False, "is no matrix of exact numbers")
+        return answers.judge(text, lambda a: m == gold if (m := read(a)) else none, find_last)
 
     def make(self, rng: random.Random, split: Split) -> Problem | None:
         count = only(self.rows)
