@@ -105,14 +105,14 @@ def summarise(
     powers = [2**power for power in range(count.bit_length()) if 2**power <= count]
     cast = [(p.id, [vote(*g) for g in group]) for p, group in zip(problems, drawn, strict=True)]
     format_ok = STYLES.get(style, STYLES["tags"]).format_ok
+    said |= zip(("accuracy", "low", "high"), _band(scores), strict=True)
+    said |= zip(("lenient", "lenient_low", "lenient_high"), _band(lenient), strict=True)
+    said |= zip(("greedy", "greedy_low", "greedy_high"), _band(best), strict=True)
     return Evaluation(
         **said,
         num_problems=len(problems),
         samples_per_problem=count,
-        **dict(zip(("accuracy", "low", "high"), _band(scores), strict=True)),
         standard_error=stats.standard_error(scores) if len(scores) > 1 else None,
-        **dict(zip(("lenient", "lenient_low", "lenient_high"), _band(lenient), strict=True)),
-        **dict(zip(("greedy", "greedy_low", "greedy_high"), _band(best), strict=True)),
         greedy_lenient=sum(grade.lenient for _, grade in greedy) / len(greedy),
         format=sum(format_ok(c.text) for c, _ in every) / len(every),
         truncated=sum(not c.finished for c, _ in every) / len(every),
@@ -187,6 +187,7 @@ def compare(after: Evaluation, before: Evaluation) -> Comparison:
         raise UserError("the two evaluations are of different problems")
     gains = [a - b for a, b in zip(after.scores, before.scores, strict=True)]
     kinds = ("scores", "lenient_scores", "greedy_scores")
-    bands = (stats.paired_interval(getattr(after, kind), getattr(before, kind)) for kind in kinds)
+    pairs = ((getattr(after, kind), getattr(before, kind)) for kind in kinds)
+    accuracy, lenient, greedy = (stats.paired_interval(*pair) for pair in pairs)
     better, worse = sum(gain > 0 for gain in gains), sum(gain < 0 for gain in gains)
-    return Comparison(len(gains), *bands, better, worse)
+    return Comparison(len(gains), accuracy, lenient, greedy, better, worse)

@@ -13,7 +13,7 @@ from modicum import cache, draws
 from modicum.commands import printed
 from modicum.commands.train import settings
 from modicum.config import TrainConfig, Trust
-from modicum.limits import within
+from modicum.limits import Limits
 from modicum.options import config_of, several
 from modicum.types import UserError
 
@@ -75,7 +75,7 @@ def _signal(config: TrainConfig, rate: str) -> tuple[dict[str, Any], str]:
     except ValueError:
         base = scorecard.read(Path(rate), "base")
         mean, scores = base.accuracy, base.scores
-    within("--pass-rate", mean, 0, 1)
+    Limits(0, 1).check("--pass-rate", mean)
     choice, shape = draws.parse(batch.groups), (batch.prompts_per_step, batch.group_size)
     rates = {"alike": [mean]} | ({"each": scores} if scores else {})
     made = {name: draws.expected(choice, of, *shape)._asdict() for name, of in rates.items()}

@@ -14,7 +14,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from modicum.answers import STYLES
 from modicum.grading import WORDS, patterns
-from modicum.limits import Between, Limits, within
+from modicum.limits import Between, Limits
 from modicum.rewards.base import Term
 from modicum.rewards.source import FOLDERS
 from modicum.runs import read_object
@@ -70,7 +70,7 @@ class Length(Term):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.buffer is not None:
-            within("length: buffer", self.buffer, 1, self.max_tokens)
+            Limits(1, self.max_tokens).check("length: buffer", self.buffer)
 
     def score(self, task: Task, problem: Problem, completion: Completion) -> float:
         """In [0, 1]; the end token counts as one."""
