@@ -162,9 +162,7 @@ class Owner(NamedTuple):
 
 
 @contextlib.contextmanager
-def held(
-    folder: Path, what: str = "writing", name: str = LOCK, wait: float = 0.0
-) -> Iterator[None]:
+def held(folder: Path, what: str = "writing", name: str = LOCK, wait: float = 0) -> Iterator[None]:
     """Hold a folder that exists, or a thing in it that has a lock called `name`; FolderTaken when
     another process does, `what` of it being said, and still does after `wait` seconds."""
     path, pid, end = folder / name, os.getpid(), time.monotonic() + wait

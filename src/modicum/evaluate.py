@@ -25,7 +25,8 @@ if TYPE_CHECKING:
 
 MAX_REPEATS = 500  # in a row, after which a split holds no more different problems
 Graded = tuple[Completion, Grade]
-Groups = Sequence[Sequence[Graded]]
+Group = Sequence[Graded]
+Entry = dict[str, Any]  # of a file of completions
 SETTINGS = ("task", "split", "temperature", "samples_per_problem")
 RIGHT = "right"
 
@@ -55,7 +56,7 @@ def evaluate(
     samples: int = 4,
     seed: int = 0,
     progress: Callable[[int, int], None] | None = None,
-    keep: Callable[[Iterable[dict[str, Any]]], None] | None = None,
+    keep: Callable[[Iterable[Entry]], None] | None = None,
     examples: Examples | None = None,
 ) -> Evaluation:
     """Sample `samples` completions (at temperature 0: one) and a greedy one for each problem;
@@ -91,7 +92,7 @@ def grade(
 
 
 def summarise(
-    problems: Sequence[Problem], drawn: Groups, greedy: Sequence[Graded], style: str, **said: Any
+    problems: Sequence[Problem], drawn: Sequence[Group], greedy: Group, style: str, **said: Any
 ) -> Evaluation:
     """The evaluation of n graded samples and one greedy completion of each problem, in a style;
     `said` is what it tells of how they were made."""
@@ -140,9 +141,7 @@ def _band(scores: list[float]) -> list[float]:
     return list(vars(stats.interval(scores)).values())
 
 
-def rows(
-    problems: Sequence[Problem], drawn: Groups, greedy: Sequence[Graded]
-) -> Iterator[dict[str, Any]]:
+def rows(problems: Sequence[Problem], drawn: Sequence[Group], greedy: Group) -> Iterator[Entry]:
     """Every completion with its verdicts, as JSON objects; sample "greedy" or 0, 1, ..."""
     for p, group, best in zip(problems, drawn, greedy, strict=True):
         asked = {"question": p.question, "gold": p.answer, "difficulty": p.difficulty}

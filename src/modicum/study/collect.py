@@ -75,8 +75,7 @@ def collect(study: Study, folder: Path) -> Collected:
     runs = (found.folders.values() for found in outcomes)
     for run in [path, *itertools.chain.from_iterable(runs)]:
         own = base_of(run)
-        hashes = {name: value for name, value in own.items() if name.endswith("_hash")}
-        if hashes:
+        if hashes := {name: value for name, value in own.items() if name.endswith("_hash")}:
             first, others = known.setdefault((own.get("model"), own.get("dtype")), (run, hashes))
             if hashes != others:
                 why = f"though both name {own.get('model')}: their hashes differ"

@@ -121,8 +121,7 @@ class Study(Frozen):
             raise UserError("arms needs at least two entries, the control and another")
         if self.control not in self.arms:
             raise UserError(f"control: {self.control!r} is not among the arms")
-        odd = [name for name in self.extra if name not in self.arms]
-        if odd:
+        if odd := [name for name in self.extra if name not in self.arms]:
             raise UserError(f"[arm.{odd[0]!r}] is not in arms; {nearest(odd[0], self.arms)}")
 
 

@@ -179,8 +179,7 @@ def begin(study: Study, folder: Path, threads: int, kind: Kind = "study") -> Stu
         study = replace(study, threads=study.threads or old.threads)
         if any((folder / "cells" / stage).exists() for stage in ("tune", "final")):
             for name in design.FREE:
-                lost = [str(e) for e in getattr(old, name) if e not in getattr(study, name)]
-                if lost:
+                if lost := [str(e) for e in getattr(old, name) if e not in getattr(study, name)]:
                     raise UserError(f"{folder} has {name} that the file has not: {', '.join(lost)}")
             fixed = (design.fixed(one, old.arms, kind) for one in (old, study))
             for line, new in itertools.zip_longest(*fixed):

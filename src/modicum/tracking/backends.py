@@ -183,10 +183,8 @@ def mlflow(start: Start) -> Backend:
         metrics = [entities.Metric(name, number, now, step) for name, number in values.items()]
         client.log_batch(run, metrics=metrics)
 
-    def close(failed: bool) -> None:
-        client.set_terminated(run, status="FAILED" if failed else "FINISHED")
-
-    return Backend(run, log, close)
+    ends = ("FINISHED", "FAILED")
+    return Backend(run, log, lambda failed: client.set_terminated(run, status=ends[failed]))
 
 
 LIBRARIES = {
