@@ -135,8 +135,7 @@ def alarm(changes: Sequence[Change], rank: int | None, rewards: Sequence[float])
 def fallen(rewards: Sequence[float]) -> tuple[float, float] | None:
     """The mean of the best fifth of the steps and of the last, where that is lower beyond chance.
     By three standard errors of their difference, from the spread within fifths; None: it is not."""
-    size = len(rewards) // 5
-    if size < 2:
+    if (size := len(rewards) // 5) < 2:
         return None
     fifths = torch.tensor(rewards[-5 * size :], dtype=torch.float64).view(5, size)
     means, spread = fifths.mean(1), fifths.var(1).mean()

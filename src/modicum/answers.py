@@ -163,8 +163,7 @@ def check_gold(text: str) -> str:
         raise UserError(f"the braces of the gold answer {shown} do not match")
     if len(text) > MAX_ANSWER:
         raise UserError(f"the gold answer {shown} is longer than {MAX_ANSWER} characters")
-    inner = TEXT.sub(r"\1", clean(text))
-    if not CONTENT.search(inner):
+    if not CONTENT.search(inner := TEXT.sub(r"\1", clean(text))):
         raise UserError(f"the gold answer {shown} has no content")
     if UNFINISHED.search(inner):
         raise UserError(f"the gold answer {shown} ends in a command without its argument")
@@ -254,7 +253,6 @@ def _grade_record(record: dict[str, Any], symbolic: bool, time_limit: float) -> 
 def _text(record: dict[str, Any], key: str) -> str:
     if key not in record:
         raise UserError(f"`{key}` is missing")
-    value = record[key]
-    if type(value) not in (str, int, float):
+    if type(value := record[key]) not in (str, int, float):
         raise UserError(f"`{key}` must be a text, not {json.dumps(value)[:40]}")
     return str(value)

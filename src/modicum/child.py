@@ -67,8 +67,7 @@ class Child:
             try:
                 self.process.stdin.write(json.dumps(request) + "\n")
                 self.process.stdin.flush()
-                reply = self.receive(limit)
-                if "importing" in reply:
+                if "importing" in (reply := self.receive(limit)):
                     self.receive(START_SECONDS)
                     reply = self.receive(max(began + limit - time.monotonic(), limit / 4))
                 done = True

@@ -39,8 +39,7 @@ def run(args: list[str]) -> int:
 
         print(f"modicum {version('modicum')}")
         return 0
-    name = args[0]
-    if name not in COMMANDS:
+    if (name := args[0]) not in COMMANDS:
         from modicum.spec import nearest
 
         raise UserError(f"modicum: unknown command {name!r}; {nearest(name, COMMANDS)}")

@@ -119,8 +119,7 @@ def wrong(
     if 0 < signals < FEW * len(groups):
         found.append(_finding("few_signals", f"{signals} of {len(groups)}", **values))
     for name in trials[0].scores if signals else ():
-        scores = {trial.scores[name] for trial in trials}
-        if len(scores) == 1:
+        if len(scores := {trial.scores[name] for trial in trials}) == 1:
             found.append(_finding("idle_term", f"{scores.pop():g} for each", term=name))
     return found
 

@@ -236,8 +236,7 @@ class Analysis(Frozen):
     def from_json(cls, data: Mapping[str, Any], where: str) -> Self:
         """The analysis; what is missing, wrong, or an arm named twice is a UserError."""
         found = fill(cls, data, where)
-        names = [arm.name for arm in found.arms]
-        if found.control not in names:
+        if found.control not in (names := [arm.name for arm in found.arms]):
             raise UserError(f"{where}: the control {found.control!r} is not among the arms")
         if len(set(names)) < len(names) or len({arm.slug for arm in found.arms}) < len(names):
             raise UserError(f"{where}: two arms have the same name")

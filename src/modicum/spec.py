@@ -198,8 +198,7 @@ class _Builder(Frozen):
         else:
             values.update(zip(fields, positional, strict=False))
         for keyword in keywords:
-            word = getattr(cls, "aliases", {}).get(keyword.arg, keyword.arg)
-            if word not in fields:
+            if (word := getattr(cls, "aliases", {}).get(keyword.arg, keyword.arg)) not in fields:
                 raise self.error(f"{name} has no argument {word or '**'!r}; it takes {takes}")
             if word in values:
                 raise self.error(f"{name} got {word!r} twice")

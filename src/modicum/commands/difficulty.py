@@ -91,8 +91,7 @@ def gather(
     digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:8]
     words = re.sub(r"[^a-z0-9]+", "-", f"{Path(config.model).name} {key['task']}".lower())
     name = f"{purpose}/{words[:60].strip('-')}-{digest}.json"
-    path = Path(asked.file or name).expanduser()
-    if path.is_dir():
+    if (path := Path(asked.file or name).expanduser()).is_dir():
         raise UserError(f"--file: {path} is a folder; it takes the name of a file")
     begun = {"model": config.model, **key, "done": 0, "tokens": 0, **fresh}
     made: dict[str, Any] = read_object(path) if path.is_file() else begun

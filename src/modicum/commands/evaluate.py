@@ -37,8 +37,7 @@ def run_extrapolate(found: Namespace) -> int:
     past_config(place)
     saved = {int(path.name.removeprefix("step-")): path for path in runs.checkpoints(place)}
     first, last = _ends(place, sorted(saved), found.first, found.to)
-    budget = found.budget
-    if budget is not None and budget <= last:
+    if (budget := found.budget) is not None and budget <= last:
         raise UserError(f"--budget {budget} lies not beyond step {last}, from which it goes on")
     beyond = 1.0 if budget is None else (budget - last) / (last - first)
     if odd := [k for k in found.k or () if not math.isfinite(k)]:

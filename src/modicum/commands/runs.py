@@ -36,8 +36,7 @@ def run(found: Namespace) -> int:
     places = {p: root for root in roots or [Path("runs")] for p in status.find(root, found.cells)}
     rows = [row for place, root in places.items() if (row := _read(place, root))]
     rows = [row for row in rows if all(_matches(row, text) for text in found.where)]
-    side_by_side = bool(roots) and all(map(runs.is_run, roots))
-    if not side_by_side:
+    if not (side_by_side := bool(roots) and all(map(runs.is_run, roots))):
         rows.sort(key=lambda row: _order(_value(row, found.sort)))
     if found.json or not rows:
         told = "there are no such runs; modicum train begins one under runs/"
@@ -67,8 +66,7 @@ def _value(row: Row, name: str) -> Any:
 
 def _matches(row: Row, text: str) -> bool:
     """Whether a run is as `NAME=VALUE` says, or has the text somewhere."""
-    found = re.match(r"([\w/.-]+)=(.*)", text)
-    if found is None:
+    if (found := re.match(r"([\w/.-]+)=(.*)", text)) is None:
         return any(text in str(row.get(name, "")) for name in SEARCHED)
     value, wanted = _value(row, found[1]), found[2]
     try:

@@ -172,8 +172,7 @@ def _same_members(gold: list[str], answer: list[str], depth: int, algebra: Algeb
     """Whether two lists of equal length hold the same members, in any order."""
     loose, rest = [], list(answer)
     for part in gold:
-        twin = next((other for other in rest if key(other) == key(part)), None)
-        if twin is None:
+        if (twin := next((other for other in rest if key(other) == key(part)), None)) is None:
             loose.append(part)
         else:
             rest.remove(twin)

@@ -91,8 +91,7 @@ class Repetition(Term):
 
     def score(self, task: Task, problem: Problem, completion: Completion) -> float:
         """In [0, 1]: 1 for a text of fewer than `n` words, 0 for one without any."""
-        words = WORD.findall(completion.text.lower())
-        if len(words) < self.n:
+        if len(words := WORD.findall(completion.text.lower())) < self.n:
             return float(bool(words))
         grams = list(zip(*(words[start:] for start in range(self.n)), strict=False))
         return len(set(grams)) / len(grams)

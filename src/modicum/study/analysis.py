@@ -206,8 +206,7 @@ def _compared(
     alone = replace(alone, below_base=stats.share_interval(below, len(by_seed)))
     if not control:
         return alone, None
-    seeds = tuple(sorted(set(rows) & set(control)))
-    if not seeds:
+    if not (seeds := tuple(sorted(set(rows) & set(control)))):
         why = "no seed finished both here and in the control"
         return replace(alone, retention_note=why), None
     arm_SI, control_SI = (np.stack([of[seed] for seed in seeds]) for of in (rows, control))

@@ -110,8 +110,7 @@ class Study(Frozen):
     def __post_init__(self) -> None:
         check_limits(self)
         for name in ("arms", "seeds"):
-            values = getattr(self, name)
-            if len(set(values)) < len(values):
+            if len(set(values := getattr(self, name))) < len(values):
                 raise UserError(f"{name} holds an entry twice")
         if not self.seeds or min(self.seeds) < 0:
             raise UserError("seeds must be at least one whole number, none below 0")

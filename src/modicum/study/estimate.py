@@ -118,8 +118,7 @@ def spread(table_SI: Table) -> Spread:
 
 def table(scores: ArrayLike) -> Table:
     """Scores as seeds x problems; one row may come flat. UserError for fewer than two problems."""
-    table_SI = np.atleast_2d(np.asarray(scores, dtype=np.float64))
-    if table_SI.shape[1] < 2:
+    if (table_SI := np.atleast_2d(np.asarray(scores, dtype=np.float64))).shape[1] < 2:
         raise UserError(f"scores must be of at least two problems, not of {table_SI.shape[1]}")
     return table_SI
 
@@ -280,8 +279,7 @@ def _end(excess: Callable[[float], float], ratio: float, sign: float) -> float |
     """Where `excess` first becomes positive from `ratio` on; None where it does not."""
     inside, step = ratio, 0.01
     for _ in range(MAX_STEPS):
-        outside = ratio + sign * step
-        if excess(outside) > 0:
+        if excess(outside := ratio + sign * step) > 0:
             for _ in range(20):  # bisection to a millionth of the bracket
                 middle = (inside + outside) / 2
                 inside, outside = (inside, middle) if excess(middle) > 0 else (middle, outside)

@@ -138,8 +138,7 @@ class Queue:
         while self.waiting and len(self.running) < self.launcher.jobs:
             if time.monotonic() < self.look:
                 return
-            cell = next((cell for cell in self.waiting if not cell.taken), None)
-            if cell is None:
+            if (cell := next((cell for cell in self.waiting if not cell.taken), None)) is None:
                 if not self.look:
                     self.bench.observer.say(f"waiting: {self.waiting[0].taken}")
                 self.look = time.monotonic() + LOOK_SECONDS

@@ -123,8 +123,7 @@ class DataTask(Spec, ABC):
         """(part, role, path) of each local file; their names are what ids call them."""
         if self.path is None:
             return []
-        place = self._place(self.path)
-        if not Path(place).is_dir():
+        if not Path(place := self._place(self.path)).is_dir():
             return [(self._file_name(place), "hash", place)]
         parts, source = readers.find(self.name, Path(place)), self.source()
         # The official test set is the split test: without it there is none.

@@ -61,8 +61,7 @@ def worked(task: Task, problem: Problem, style: str) -> str | None:
 
 def thought_of(task: Task, problem: Problem) -> str:
     """The way to the answer, without the marks of one; empty where nobody says it."""
-    text = problem.data.get("solution")
-    if isinstance(text, str):
+    if isinstance(text := problem.data.get("solution"), str):
         text = text.partition("</think>")[0].rpartition("<think>")[2].partition("<answer>")[0]
         return BOX.sub(r"\1", CALCULATOR.sub("", HASHES.sub("", text))).strip()
     return task.working(problem) if isinstance(task, Procedural) else ""
@@ -137,8 +136,7 @@ class Sizes(Frozen):
         if self.examples:
             why += f", with {len(self.examples)} worked examples"
         sizes = {problem.id: self.of(problem) for problem in problems}
-        long = {name: tokens for name, tokens in sizes.items() if tokens > limit}
-        if not long:
+        if not (long := {name: tokens for name, tokens in sizes.items() if tokens > limit}):
             return long, f"none of {len(sizes)} prompts has more than {limit} tokens ({why})"
         first, most = ", ".join(list(long)[:3]) + ", ..." * (len(long) > 3), max(long.values())
         some = f"prompts of more than {limit} tokens ({why}): {len(long)} of {len(sizes)}, {first}"

@@ -128,8 +128,7 @@ class MatrixTask(Procedural):
             columns_above = zip(*entries[:-1], strict=True)
             entries[-1] = [sum(t * e for t, e in zip(times, c, strict=True)) for c in columns_above]
         matrix = exact(entries)
-        shown = write(matrix)
-        if split_of(shown) != split:
+        if split_of(shown := write(matrix)) != split:
             return None  # before it is solved, which is what takes time
         gold = rref(matrix) if self.kind == "rref" else inverse(matrix)
         if gold is None or not any(map(any, matrix)) or gold in shortcuts(matrix):

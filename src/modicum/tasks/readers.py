@@ -58,8 +58,7 @@ def find(task: str, folder: Path) -> dict[str, list[str]]:
     files = sorted(path for path in names.values() if ending(path) in READERS and path.is_file())
     found: dict[str, list[Path]] = {part: [] for part in PARTS}
     for path in files:
-        parts = parts_of(path.name)
-        if len(parts) > 1:
+        if len(parts := parts_of(path.name)) > 1:
             raise UserError(f"{task}: {path} is named for both {' and '.join(parts)}")
         if parts:
             found[parts[0]].append(path)
@@ -119,8 +118,7 @@ def _record(where: str, number: int, value: object) -> Record:
 
 
 def _read_jsonl(path: str, raw: bytes) -> Iterator[Record]:
-    text = _text(path, raw)
-    if _runs_on(text.lstrip()):
+    if _runs_on((text := _text(path, raw)).lstrip()):
         hint = ".jsonl has an object on each line, and a list of objects is named .json"
         raise UserError(f"{path}: its rows run over several lines; {hint}")
     # Not splitlines(): it also cuts at U+2028, which JSON allows inside a text.

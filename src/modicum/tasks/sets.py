@@ -82,11 +82,9 @@ def _plain(subject: str) -> str:
 
 def _level(record: Record) -> float | None:
     """The level of a row, from 3, "3" or "Level 3"; None when it is not known."""
-    value = record.values.get("level")
-    if value is None or value == UNKNOWN:
+    if (value := record.values.get("level")) is None or value == UNKNOWN:
         return None
-    match = LEVEL.fullmatch(str(value).strip())
-    if match is None or isinstance(value, bool):
+    if (match := LEVEL.fullmatch(str(value).strip())) is None or isinstance(value, bool):
         raise UserError(f"'level' must be 1 to 5 or such as 'Level 3', not {value!r}")
     return float(match[1])
 

@@ -69,8 +69,7 @@ class Tracker(AbstractContextManager["Tracker"]):
 
 def check(settings: Tracking) -> None:
     """UserError when the tracker cannot be used here; cheap, so that it can come first."""
-    name = settings.tracker
-    if name == "none":
+    if (name := settings.tracker) == "none":
         return
     library = LIBRARIES[name]
     for module in library.modules:
@@ -88,8 +87,7 @@ def open(
     settings: Tracking, run_folder: Path, run_name: str, config: Any, resumed_at: int, note: Note
 ) -> Tracker:
     """The tracker of a run that begins, or goes on after `resumed_at` steps; UserError if it cannot."""
-    name = settings.tracker
-    if name == "none":
+    if (name := settings.tracker) == "none":
         return Tracker()
     check(settings)
     record, tracker = run_folder / RECORD, Tracker(name, note, resumed_at)
