@@ -209,8 +209,7 @@ def grade_lines(
 
 def _record(line: bytes) -> dict[str, Any]:
     try:
-        text = line.decode("utf-8-sig")
-        record = json.loads(text, parse_float=_finite, parse_constant=_finite)
+        record = json.loads(line.decode("utf-8-sig"), parse_float=_finite, parse_constant=_finite)
     except RecursionError as error:
         raise UserError("the JSON is nested too deeply") from error
     except ValueError as error:

@@ -35,8 +35,7 @@ def run(found: Namespace) -> int:
     """Measure, and print the shares of right answers."""
     from modicum.curricula.base import RANKED, turns_of
 
-    config = settings(found)
-    session = drawer(config)
+    session = drawer(settings(found))
     task = session.task
     size, turns = task.size("train"), turns_of(task)
     if size is None and turns == 1:
@@ -128,8 +127,7 @@ def run_pairs(found: Namespace) -> int:
         if all(problem.question != question for question, *_ in made["pairs"]):
             made["pairs"] += paired(problem.question, prompt, told, config.seed)
 
-    count = found.problems or PROBLEMS
-    path, made = gather(session, "pairs", count, found, {"pairs": []}, enter)
+    path, made = gather(session, "pairs", found.problems or PROBLEMS, found, {"pairs": []}, enter)
     parts = split([Preference(*pair) for pair in made["pairs"]], config.seed)
     told: dict[str, Any] = {**made, "pairs": {part: len(of) for part, of in parts.items()}}
     return printed(found.json, {"file": str(path), **told}, say("pairs", file=path, **told))

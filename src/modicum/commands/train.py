@@ -64,8 +64,7 @@ def settings(found: Namespace, below: dict[str, Any] | None = None) -> TrainConf
 
 def run_doctor(found: Namespace) -> int:
     """Look at the run that the options describe; 1 if it would learn nothing."""
-    config = settings(found)
-    return tell(config, found.json, found.problems, found.show)
+    return tell(settings(found), found.json, found.problems, found.show)
 
 
 def tell(config: TrainConfig, as_json: bool, problems: int = 0, shown: int = 2) -> int:

@@ -90,8 +90,7 @@ class Bench(Frozen):
         number, began = itertools.count(1), time.perf_counter()
 
         def ended(cell: Cell) -> None:
-            seconds = time.perf_counter() - began
-            self.observer.ended(next(number), len(waiting), cell, seconds)
+            self.observer.ended(next(number), len(waiting), cell, time.perf_counter() - began)
 
         if waiting:
             Queue(self, waiting, ended).run()

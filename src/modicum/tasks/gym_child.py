@@ -68,8 +68,7 @@ def describe(name: str) -> dict[str, Any]:
 
     if name not in DATASETS or name == "composite":
         return {"value": {"known": sorted(set(DATASETS) - {"composite"})}}
-    known = name in EVALUATED or name in OWN
-    if not known and evaluates(DATASETS[name][0]):
+    if name not in {*EVALUATED, *OWN} and evaluates(DATASETS[name][0]):
         return {"fault": "its scorer may run the model's text as code; it is not allowed"}
     config, settings = DATASETS[name][1], {}
     hints = typing.get_type_hints(config)

@@ -164,8 +164,7 @@ def _parse(path: str, content: str, above: int = 0) -> Any:
 
 
 def _read_csv(path: str, raw: bytes, delimiter: str = ",") -> Iterator[Record]:
-    content = io.StringIO(_text(path, raw), newline="")
-    reader = csv.reader(content, delimiter=delimiter, strict=True)
+    reader = csv.reader(io.StringIO(_text(path, raw), newline=""), delimiter=delimiter, strict=True)
     header: list[str] = []
     line = 1  # a quoted text may run over lines: a row stands where it begins
     try:

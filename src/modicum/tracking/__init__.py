@@ -97,8 +97,7 @@ def open(
             found = json.loads(record.read_text(encoding="utf-8"))
             past = str(found["id"]) if found["tracker"] == name else None
         except (OSError, ValueError, KeyError, TypeError):
-            why = f"{record} is damaged; without it a new run of {name} begins"
-            raise UserError(why) from None
+            raise UserError(f"{record} is damaged; without it a new run of {name} begins") from None
     start = Start(settings, folder, run_name, hyperparameters(config), past, resumed_at)
 
     def begin() -> None:
