@@ -124,7 +124,7 @@ def test_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     results = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert [result["strict"] for result in results] == [True, False]
     for missing in (tmp_path / "none.jsonl", tmp_path):
-        with pytest.raises(UserError, match=r"there is no file|cannot be read: Is a directory"):
+        with pytest.raises(UserError, match="cannot read"):
             cli.run(["grade", str(missing)])
 
 

@@ -13,7 +13,6 @@ from typing import Any
 
 from modicum.commands import printed
 from modicum.config import Sampling, Trust
-from modicum.disk import reading
 from modicum.options import config_of
 from modicum.types import SPLITS, Problem, Split, UserError
 
@@ -126,8 +125,10 @@ def run_grade(found: Namespace) -> int:
     """Grade the lines of a file or of standard input."""
     from modicum.answers import grade_lines
 
-    with reading(found.file):
+    try:
         lines = sys.stdin.buffer if found.file == "-" else BytesIO(Path(found.file).read_bytes())
+    except OSError as error:
+        raise UserError(f"modicum grade: cannot read {found.file}: {error.strerror}") from error
     counts, kinds = Counter[str](), ("strict", "lenient", "error")
     for result in grade_lines(lines, found.symbolic, found.time_limit):
         print(json.dumps(result), flush=True)
