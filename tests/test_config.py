@@ -17,9 +17,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from modicum import options, settings
+from modicum import cli, options, settings
 from modicum.commands import parser as parser_of
-from modicum.commands import train
 from modicum.config import (
     KINDS,
     Budget,
@@ -447,12 +446,9 @@ def test_stop_strings_are_one_text_or_several(tmp_path: Path) -> None:
         (["--stop", "a"], ("a",)),
         (["--stop", "</answer>", "--stop=\nUser:"], ("</answer>", "\nUser:")),
     ]:
-        parser = parser_of("recipes", sampling=Sampling)
-        assert config_of(Sampling, parser.read(list(args))).stop == stop
+        assert config_of(Sampling, parser_of("tasks").read(list(args))).stop == stop
     with pytest.raises(UserError, match="options: stop: an empty text beside others"):
-        config_of(
-            Sampling, parser_of("recipes", sampling=Sampling).read(["--stop", "", "--stop", "a"])
-        )
+        config_of(Sampling, parser_of("tasks").read(["--stop", "", "--stop", "a"]))
 
 
 def test_names_of_elsewhere_lead_to_what_is_here() -> None:
@@ -567,7 +563,7 @@ def test_options_beat_the_file_and_the_file_beats_the_defaults(
     path = tmp_path / "my.toml"
     path.write_text("steps = 5\nseed = 6\n[batch]\ngroup_size = 3\nmicro_batch = 9\n")
     with pytest.raises(UserError, match="seen"):
-        train.run(["--config", str(path), "--seed", "7", "--micro-batch", "2"])
+        cli.run(["train", "--config", str(path), "--seed", "7", "--micro-batch", "2"])
     (config,) = seen
     assert (config.steps, config.seed, config.batch.group_size) == (5, 7, 3)
     assert config.batch == Steps(group_size=3, micro_batch=2)

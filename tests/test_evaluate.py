@@ -59,7 +59,8 @@ def card(groups: list[list[Completion]], best: list[Completion]) -> Evaluation:
     task = tasks.parse("arithmetic(terms=2, digits=1)")
     problems = held_out(task, "test", len(groups))
     greedy = [group[0] for group in grade(task, problems, [[c] for c in best])]
-    return summarise(str(task), problems, grade(task, problems, groups), greedy, SHORT, "test")
+    graded = grade(task, problems, groups)
+    return summarise(problems, graded, greedy, SHORT.style, temperature=SHORT.temperature)
 
 
 def two_problems() -> list[str]:

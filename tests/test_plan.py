@@ -213,10 +213,9 @@ def test_a_spoiled_plan_is_made_anew(
 def test_a_kept_plan_needs_no_torch(tmp_path: Path) -> None:
     code = """
 import sys
-from modicum.commands import plan
-from modicum import cache
+from modicum import cache, cli
 cache.once = lambda *_: ["a plan", [{"fits": True}]]
-assert plan.run(["--hardware", "l4"]) == 0
+assert cli.run(["plan", "--hardware", "l4"]) == 0
 sys.exit("torch" in sys.modules)
 """
     environment = {**os.environ, "MODICUM_CACHE": str(tmp_path)}

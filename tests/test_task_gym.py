@@ -140,7 +140,7 @@ def test_a_partial_score_is_told_and_pays_nothing() -> None:
     ],
 )
 def test_only_plain_arithmetic_comes_to_a_scorer_that_evaluates(text: str, allowed: bool) -> None:
-    assert gym_child.plain(text, gym_child.SYMBOLIC) is allowed
+    assert gym_child.plain(text, gym_child.EVALUATED["simple_integration"]) is allowed
 
 
 def test_what_is_no_expression_may_be_compared_but_not_parsed_by_sympy() -> None:
@@ -224,9 +224,6 @@ def test_a_helper_process_that_dies_is_replaced(tmp_path: Path) -> None:
         child.ask({"hang": 1}, 0.2)
     assert child.process is None and child.ask({"a": 3}, 10) == {"a": 3}
     child.close()
-    script.write_text('print(\'{"fault": "not here"}\', flush=True)\n')
-    assert child.ask({"a": 3}, 10) == {"fault": "not here"}
-    child.close()
 
 
 # What the installed package does ---------------------------------------------------------
@@ -237,6 +234,6 @@ def test_every_scorer_that_evaluates_is_known(monkeypatch: pytest.MonkeyPatch) -
     from reasoning_gym.factory import DATASETS
 
     found = {name for name, (cls, _) in DATASETS.items() if gym_child.evaluates(cls)}
-    assert set(gym_child.EVALUATED) <= found <= set(gym_child.EVALUATED) | gym_child.OWN
+    assert set(gym_child.EVALUATED) <= found <= {*gym_child.EVALUATED, *gym_child.OWN}
     monkeypatch.setattr(gym_child, "EVALUATED", {})
     assert "not allowed" in gym_child.describe("n_queens")["fault"]

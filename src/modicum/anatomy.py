@@ -4,7 +4,7 @@ docs/anatomy.md has the numbers, of W0 the base and W the policy, adapters merge
 values are roots of the eigenvalues of the smaller Gram matrix in fp64, but for those of rounding."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -22,6 +22,7 @@ LARGEST_SIDE = {"cpu": 2048, "cuda": 8192}
 ROWS = 4096  # in fp64 at a time
 HALF_SPACING = 2.0**-24  # the largest relative error of rounding to fp32
 MOST_ENERGY, ROUNDING = 0.9, 1e-12
+RANKS = ("effective_rank", "rank_share", "participation_ratio", "directions_90")
 MANY, FEW = 64, 3  # directions that a change may have, and has where it is a collapse
 
 
@@ -46,6 +47,11 @@ class Change(Frozen):
     def moved(self) -> bool:
         """Whether anything in it changed."""
         return self.changed["0"] > 0
+
+    @property
+    def rank_share(self) -> float:
+        """The effective rank, as a share of the largest that it could have."""
+        return (self.effective_rank or 0.0) / (self.full_rank or 1)
 
 
 def measure(policy: nn.Module, base: nn.Module, device: torch.device | None = None) -> list[Change]:
@@ -129,8 +135,7 @@ def alarm(changes: Sequence[Change], rank: int | None, rewards: Sequence[float])
 def fallen(rewards: Sequence[float]) -> tuple[float, float] | None:
     """The mean of the best fifth of the steps and of the last, where that is lower beyond chance.
     By three standard errors of their difference, from the spread within fifths; None: it is not."""
-    size = len(rewards) // 5
-    if size < 2:
+    if (size := len(rewards) // 5) < 2:
         return None
     fifths = torch.tensor(rewards[-5 * size :], dtype=torch.float64).view(5, size)
     means, spread = fifths.mean(1), fifths.var(1).mean()
@@ -177,15 +182,6 @@ def _together(changes: Sequence[Change]) -> dict[str, Any]:
 def _ranks(changes: Sequence[Change]) -> dict[str, Any]:
     moved = [c for c in changes if c.moved and c.full_rank is not None]
     apart = [c for c in moved if c.effective_rank is not None]
-
-    def mean(of: Callable[[Change], float | None]) -> float | None:
-        return sum(of(c) or 0.0 for c in apart) / len(apart) if apart else None
-
-    return {
-        "matrices_changed": len(moved),
-        "too_large": len(moved) - len(apart),
-        "effective_rank": mean(lambda c: c.effective_rank),
-        "rank_share": mean(lambda c: (c.effective_rank or 0.0) / (c.full_rank or 1)),
-        "participation_ratio": mean(lambda c: c.participation_ratio),
-        "directions_90": mean(lambda c: c.directions_90),
-    }
+    many = len(apart)
+    means = {n: sum(getattr(c, n) for c in apart) / many if many else None for n in RANKS}
+    return {"matrices_changed": len(moved), "too_large": len(moved) - many, **means}

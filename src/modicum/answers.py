@@ -120,7 +120,6 @@ def format_ok(text: str) -> bool:
 class Style(NamedTuple):
     """One way to mark an answer."""
 
-    name: str
     instruction: str  # what a prompt says to get this style
     pattern: str  # a completion in it; {thought} and {answer} are the parts
     format_ok: Callable[[str], bool]  # has a whole completion this form, nothing after the mark?
@@ -152,7 +151,7 @@ def hashes_ok(text: str) -> bool:
 _TEXTS = tomllib.loads(Path(__file__).with_name("styles.toml").read_text("utf-8"))
 R1_ZERO = _TEXTS["r1_zero"]["conversation"]
 _FORMS = {"tags": format_ok, "boxed": boxed_ok, "hashes": hashes_ok}
-STYLES = {name: Style(name, format_ok=ok, **_TEXTS[name]) for name, ok in _FORMS.items()}
+STYLES = {name: Style(format_ok=ok, **_TEXTS[name]) for name, ok in _FORMS.items()}
 
 
 def check_gold(text: str) -> str:
@@ -164,8 +163,7 @@ def check_gold(text: str) -> str:
         raise UserError(f"the braces of the gold answer {shown} do not match")
     if len(text) > MAX_ANSWER:
         raise UserError(f"the gold answer {shown} is longer than {MAX_ANSWER} characters")
-    inner = TEXT.sub(r"\1", clean(text))
-    if not CONTENT.search(inner):
+    if not CONTENT.search(inner := TEXT.sub(r"\1", clean(text))):
         raise UserError(f"the gold answer {shown} has no content")
     if UNFINISHED.search(inner):
         raise UserError(f"the gold answer {shown} ends in a command without its argument")
@@ -211,8 +209,7 @@ def grade_lines(
 
 def _record(line: bytes) -> dict[str, Any]:
     try:
-        text = line.decode("utf-8-sig")
-        record = json.loads(text, parse_float=_finite, parse_constant=_finite)
+        record = json.loads(line.decode("utf-8-sig"), parse_float=_finite, parse_constant=_finite)
     except RecursionError as error:
         raise UserError("the JSON is nested too deeply") from error
     except ValueError as error:
@@ -255,7 +252,6 @@ def _grade_record(record: dict[str, Any], symbolic: bool, time_limit: float) -> 
 def _text(record: dict[str, Any], key: str) -> str:
     if key not in record:
         raise UserError(f"`{key}` is missing")
-    value = record[key]
-    if type(value) not in (str, int, float):
+    if type(value := record[key]) not in (str, int, float):
         raise UserError(f"`{key}` must be a text, not {json.dumps(value)[:40]}")
     return str(value)

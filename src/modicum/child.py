@@ -1,7 +1,7 @@
 """A helper process that answers requests in JSON lines and is killed when it takes too long.
 
 For code that may hang, crash, use up memory or print; any thread may ask. The first line that the
-child writes says that it is ready, or is {"fault": ...}, which then is the reply."""
+child writes says that it is ready."""
 
 import atexit
 import json
@@ -15,6 +15,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -59,16 +60,14 @@ class Child:
         UserError if it does not start. A child may say {"importing": ...} first, and once more when
         it is ready: a long import counts, but a quarter of the limit is left after it."""
         with self.lock:
-            if (fault := self.start()) is not None:
-                return fault
+            self.start()
             assert self.process is not None and self.process.stdin is not None
             began, done = time.monotonic(), False
             self.num_asked += 1
             try:
                 self.process.stdin.write(json.dumps(request) + "\n")
                 self.process.stdin.flush()
-                reply = self.receive(limit)
-                if "importing" in reply:
+                if "importing" in (reply := self.receive(limit)):
                     self.receive(START_SECONDS)
                     reply = self.receive(max(began + limit - time.monotonic(), limit / 4))
                 done = True
@@ -80,10 +79,10 @@ class Child:
                 if not done:
                     self.close()
 
-    def start(self) -> Any | None:
-        """Start the process unless it runs; its first line if that is a fault."""
+    def start(self) -> None:
+        """Start the process unless it runs."""
         if self.process is not None and self.process.poll() is None:
-            return None
+            return
         self.close()
         # Texts hash alike in every process: what is made from sets of texts is the same.
         words = {"PYTHONHASHSEED": "0", "PYTHONIOENCODING": "utf-8"}
@@ -102,9 +101,8 @@ class Child:
         except ChildFailed as error:
             raise UserError(f"the process of {self.arguments[-1]} did not start: {error}") from None
         finally:
-            if ready is None or "fault" in ready:
+            if ready is None:
                 self.close()
-        return ready if "fault" in ready else None
 
     def receive(self, limit: float) -> Any:
         """The child's next line; ChildFailed if none comes within `limit` seconds."""
@@ -126,10 +124,10 @@ class Child:
 
 
 def serve(
-    answer: Callable[[Any, Callable[[str], None]], str], begin: Callable[[], str], **limits: int
+    answer: Callable[[Any, Callable[[str], None]], str], library: str = "", **limits: int
 ) -> None:
     """In a child: answer requests from standard input until it closes, with a line of JSON each.
-    `begin` gives the first line; `answer` gets a request, and a function that writes a line before
+    `library` is imported first; `answer` gets a request, and a function that writes a line before
     the reply. `limits` are those of `limit`."""
     replies = os.fdopen(os.dup(1), "w", encoding="ascii")
     os.dup2(2, 1)  # what a library prints is no reply
@@ -143,11 +141,12 @@ def serve(
     def say(line: str) -> None:
         print(line, file=replies, flush=True)
 
-    first = begin()
+    if library:
+        import_module(library)
     for name, value in limits.items():
         limit(name, value)
     threading.Thread(target=read, daemon=True).start()
-    say(first)
+    say('{"ready": true}')
     while True:
         say(answer(json.loads(requests.get()), say))
 

@@ -39,13 +39,15 @@ def run(args: list[str]) -> int:
 
         print(f"modicum {version('modicum')}")
         return 0
-    name = args[0]
-    if name not in COMMANDS:
+    if (name := args[0]) not in COMMANDS:
         from modicum.spec import nearest
 
         raise UserError(f"modicum: unknown command {name!r}; {nearest(name, COMMANDS)}")
+    from modicum.commands import parser
+
+    found = parser(name).read(args[1:])
     module, _, function = HELP["commands"][name].get("run", f"{name}.run").partition(".")
-    return getattr(import_module(f"modicum.commands.{module}"), function)(args[1:])
+    return getattr(import_module(f"modicum.commands.{module}"), function)(found)
 
 
 def main() -> None:

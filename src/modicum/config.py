@@ -261,8 +261,7 @@ class TrainConfig(Settings):
 
     def __post_init__(self) -> None:
         for kind in KINDS:
-            value = getattr(self, kind)
-            if not isinstance(value, str):
+            if not isinstance(value := getattr(self, kind), str):
                 why = f"must be an expression, a text, not {short(value)}"
                 raise UserError(f"{kind} {why}; modicum.train({kind}=...) takes objects")
         super().__post_init__()

@@ -24,6 +24,7 @@ from modicum.types import FolderError, UserError
 
 LOCK = ".lock"  # of `held`; no part of what is in a folder
 ASIDE = re.compile(r"\.[\w.-]+\.(json|jsonl|toml)\.tmp")  # what `write_whole` has not finished
+TELLS = ("config.json", ".toml")  # what a folder is
 FULL = (errno.ENOSPC, errno.EDQUOT)
 RUST = re.compile(r"I/O error: .*\(os error (\d+)\)")
 
@@ -65,6 +66,17 @@ def writing(folder: Path, needed: int = 0, hint: str = "") -> Iterator[None]:
                 free = f"{shutil.disk_usage(folder).free / 1e6:,.1f} MB are"
             text += f" ({wanted}{free} free)"
         raise FolderError(text + hint) from error
+
+
+@contextlib.contextmanager
+def reading(path: Path | str, missing: str = "") -> Iterator[None]:
+    """What the system has against reading a file is a UserError; `missing` says that it is not there."""
+    try:
+        yield
+    except FileNotFoundError:
+        raise UserError(missing or f"there is no file {path}") from None
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror or error}") from None
 
 
 def entries(folder: Path) -> list[Path]:
@@ -114,12 +126,8 @@ def make_folder(folder: Path) -> None:
 def clear_folder(folder: Path) -> None:
     """Remove all that is in a folder but its lock; of a link to one, what it leads to.
     `config.json` and TOML go last: a half cleared one is still known for what it was."""
-
-    def tells(entry: Path) -> bool:
-        return entry.name == "config.json" or entry.suffix == ".toml"
-
     with writing(folder):
-        for entry in sorted(entries(folder), key=tells):
+        for entry in sorted(entries(folder), key=lambda entry: entry.name.endswith(TELLS)):
             if entry.is_dir() and not entry.is_symlink():
                 shutil.rmtree(entry)
             else:
@@ -154,9 +162,7 @@ class Owner(NamedTuple):
 
 
 @contextlib.contextmanager
-def held(
-    folder: Path, what: str = "writing", name: str = LOCK, wait: float = 0.0
-) -> Iterator[None]:
+def held(folder: Path, what: str = "writing", name: str = LOCK, wait: float = 0) -> Iterator[None]:
     """Hold a folder that exists, or a thing in it that has a lock called `name`; FolderTaken when
     another process does, `what` of it being said, and still does after `wait` seconds."""
     path, pid, end = folder / name, os.getpid(), time.monotonic() + wait

@@ -52,6 +52,7 @@ def examine(config: TrainConfig, problems: int = 0) -> dict[str, Any]:
     sampling, tokenizer = config.sampling, session.policy.tokenizer
     ends = tokenizer.convert_ids_to_tokens(list(session.policy.end_tokens))
     every = [trial for group in trials for trial in group]
+    told = ((of[0].problem, [_shown(trial, sampling.style) for trial in of]) for of in trials)
     return {
         **{name: getattr(config, name) for name in ("model", "update", "task", "reward")},
         "problems_of": {split: session.task.size(split) for split in SPLITS},
@@ -61,13 +62,8 @@ def examine(config: TrainConfig, problems: int = 0) -> dict[str, Any]:
         "prompt": tokenizer.decode(groups[0].prompt),
         "prompt_tokens": [len(group.prompt) for group in groups],
         "problems": [
-            {
-                "id": group[0].problem.id,
-                "question": group[0].problem.question,
-                "gold": group[0].problem.answer,
-                "completions": [_shown(trial, sampling.style) for trial in group],
-            }
-            for group in trials
+            {"id": p.id, "question": p.question, "gold": p.answer, "completions": completions}
+            for p, completions in told
         ],
         "with_signal": signals,
         "accuracy": fmean(trial.grade.strict for trial in every),

@@ -68,8 +68,7 @@ class Refill(Groups):
 
     def more(self, signals: Sequence[bool], count: int, rounds: int) -> int:
         drawn, kept = len(signals), sum(signals)
-        missing = count - kept
-        if missing <= 0 or rounds >= self.max_draws:
+        if (missing := count - kept) <= 0 or rounds >= self.max_draws:
             return 0
         wanted = -(-missing * drawn // kept) if 10 * kept > drawn else 10 * missing
         return min(wanted, self.cap * count - drawn)

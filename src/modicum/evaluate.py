@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 MAX_REPEATS = 500  # in a row, after which a split holds no more different problems
 Graded = tuple[Completion, Grade]
+Group = Sequence[Graded]
+Entry = dict[str, Any]  # of a file of completions
 SETTINGS = ("task", "split", "temperature", "samples_per_problem")
 RIGHT = "right"
 
@@ -54,7 +56,7 @@ def evaluate(
     samples: int = 4,
     seed: int = 0,
     progress: Callable[[int, int], None] | None = None,
-    keep: Callable[[Iterable[dict[str, Any]]], None] | None = None,
+    keep: Callable[[Iterable[Entry]], None] | None = None,
     examples: Examples | None = None,
 ) -> Evaluation:
     """Sample `samples` completions (at temperature 0: one) and a greedy one for each problem;
@@ -77,7 +79,8 @@ def evaluate(
     best = [group[0] for group in greedy]
     if keep is not None:
         keep(rows(problems, drawn, best))
-    return summarise(str(task), problems, drawn, best, sampling, split)
+    said = {"task": str(task), "split": split, "temperature": sampling.temperature}
+    return summarise(problems, drawn, best, sampling.style, **said)
 
 
 def grade(
@@ -89,14 +92,10 @@ def grade(
 
 
 def summarise(
-    task: str,
-    problems: Sequence[Problem],
-    drawn: Sequence[Sequence[Graded]],
-    greedy: Sequence[Graded],
-    sampling: Sampling,
-    split: str,
+    problems: Sequence[Problem], drawn: Sequence[Group], greedy: Group, style: str, **said: Any
 ) -> Evaluation:
-    """The evaluation of n graded samples and one greedy completion of each problem."""
+    """The evaluation of n graded samples and one greedy completion of each problem, in a style;
+    `said` is what it tells of how they were made."""
     count = len(drawn[0])
     every = [graded for group in drawn for graded in group]
     strict = [sum(grade.strict for _, grade in group) for group in drawn]
@@ -106,17 +105,15 @@ def summarise(
     majority = stats.majority_at_k
     powers = [2**power for power in range(count.bit_length()) if 2**power <= count]
     cast = [(p.id, [vote(*g) for g in group]) for p, group in zip(problems, drawn, strict=True)]
-    format_ok = STYLES[sampling.style if sampling.style in STYLES else "tags"].format_ok
+    format_ok = STYLES.get(style, STYLES["tags"]).format_ok
+    said |= zip(("accuracy", "low", "high"), _band(scores), strict=True)
+    said |= zip(("lenient", "lenient_low", "lenient_high"), _band(lenient), strict=True)
+    said |= zip(("greedy", "greedy_low", "greedy_high"), _band(best), strict=True)
     return Evaluation(
-        task=task,
-        split=split,
+        **said,
         num_problems=len(problems),
         samples_per_problem=count,
-        temperature=sampling.temperature,
-        **dict(zip(("accuracy", "low", "high"), _band(scores), strict=True)),
         standard_error=stats.standard_error(scores) if len(scores) > 1 else None,
-        **dict(zip(("lenient", "lenient_low", "lenient_high"), _band(lenient), strict=True)),
-        **dict(zip(("greedy", "greedy_low", "greedy_high"), _band(best), strict=True)),
         greedy_lenient=sum(grade.lenient for _, grade in greedy) / len(greedy),
         format=sum(format_ok(c.text) for c, _ in every) / len(every),
         truncated=sum(not c.finished for c, _ in every) / len(every),
@@ -144,23 +141,13 @@ def _band(scores: list[float]) -> list[float]:
     return list(vars(stats.interval(scores)).values())
 
 
-def rows(
-    problems: Sequence[Problem], drawn: Sequence[Sequence[Graded]], greedy: Sequence[Graded]
-) -> Iterator[dict[str, Any]]:
+def rows(problems: Sequence[Problem], drawn: Sequence[Group], greedy: Group) -> Iterator[Entry]:
     """Every completion with its verdicts, as JSON objects; sample "greedy" or 0, 1, ..."""
-    for problem, group, best in zip(problems, drawn, greedy, strict=True):
-        for name, (completion, grade) in [("greedy", best), *enumerate(group)]:
-            yield {
-                "id": problem.id,
-                "sample": name,
-                "question": problem.question,
-                "gold": problem.answer,
-                "difficulty": problem.difficulty,
-                "completion": completion.text,
-                "num_tokens": len(completion.tokens),
-                "finished": completion.finished,
-                **dataclasses.asdict(grade),
-            }
+    for p, group, best in zip(problems, drawn, greedy, strict=True):
+        asked = {"question": p.question, "gold": p.answer, "difficulty": p.difficulty}
+        for name, (c, grade) in [("greedy", best), *enumerate(group)]:
+            wrote = {"completion": c.text, "num_tokens": len(c.tokens), "finished": c.finished}
+            yield {"id": p.id, "sample": name, **asked, **wrote, **dataclasses.asdict(grade)}
 
 
 def read(folder: Path, name: str = "trained") -> Evaluation:

@@ -71,14 +71,12 @@ def judged(
     scores: Sequence[Sequence[Mapping[str, float]]],
 ) -> JudgedGroups:
     """The completions of groups that were scored already, with the task's verdicts."""
-
-    def one(problem: Problem, found: Completion, earned: Mapping[str, float]) -> JudgedCompletion:
-        verdict = task.grade(problem, found.text)
-        return JudgedCompletion(problem, found, verdict, earned, reward.total(earned))
-
     return [
-        [one(group.problem, *pair) for pair in zip(group.completions, row, strict=True)]
-        for group, row in zip(groups, scores, strict=True)
+        [
+            JudgedCompletion(of.problem, c, task.grade(of.problem, c.text), won, reward.total(won))
+            for c, won in zip(of.completions, row, strict=True)
+        ]
+        for of, row in zip(groups, scores, strict=True)
     ]
 
 
@@ -121,8 +119,7 @@ def wrong(
     if 0 < signals < FEW * len(groups):
         found.append(_finding("few_signals", f"{signals} of {len(groups)}", **values))
     for name in trials[0].scores if signals else ():
-        scores = {trial.scores[name] for trial in trials}
-        if len(scores) == 1:
+        if len(scores := {trial.scores[name] for trial in trials}) == 1:
             found.append(_finding("idle_term", f"{scores.pop():g} for each", term=name))
     return found
 

@@ -77,9 +77,7 @@ def split(pairs: Pairs, seed: int) -> dict[str, list[Preference]]:
     return found
 
 
-def read(
-    path: str, encoded: Callable[..., Sequence[Tokens]]
-) -> tuple[list[Preference], dict[str, Any]]:
+def read(path: str, encoded: Callable[..., Sequence[Tokens]]) -> tuple[Pairs, dict[str, Any]]:
     """The pairs of `modicum pairs`, with what its file says; or a file or folder of preferences.
     `encoded` makes tokens of a prompt and of answers that have ended, and is told where they
     stand."""
@@ -171,18 +169,16 @@ def answer(text: str) -> str:
     return extract(text) or extract_lenient(text) or text
 
 
-def judge(
-    tests: Pairs, both: Any, formed: Callable[[str], Any], train: Pairs = ()
-) -> dict[str, Any]:
+def judge(tests: Pairs, both: Any, form: Callable[[str], Any], train: Pairs = ()) -> dict[str, Any]:
     """The report of scores of held-out pairs, beside rivals that know nothing of the problem.
-    `formed` says whether a text has the form that the prompt asks for. The rival `answer` is
+    `form` says whether a text has the form that the prompt asks for. The rival `answer` is
     log((right + 1) / (wrong + 1)), how often a final answer was right and wrong in `train`."""
     right = Counter(answer(pair.chosen[1]) for pair in train)
     wrong = Counter(answer(pair.rejected[1]) for pair in train)
     rivals: dict[str, Callable[[Tokens, str], float]] = {
         "longer": lambda tokens, text: len(tokens),
         "shorter": lambda tokens, text: -len(tokens),
-        "format": lambda tokens, text: formed(text),
+        "format": lambda tokens, text: form(text),
         "answer": lambda _, text: (right[a := answer(text)] + 1) / (wrong[a] + 1),
     }
     said = {n: [(rival(*p[2]), rival(*p[3])) for p in tests] for n, rival in rivals.items()}

@@ -89,8 +89,7 @@ class Shown(AbstractContextManager["Shown"]):
 
     def update(self, now: bool = False) -> None:
         """Show it, unless that was a moment ago and need not be `now`."""
-        began = time.monotonic()
-        if began >= self.due or (now and self.due < math.inf):
+        if (began := time.monotonic()) >= self.due or (now and self.due < math.inf):
             with self:
                 self.show(Status(self.folder))
                 self.due = began + max(SECONDS, SHARE * (time.monotonic() - began))

@@ -99,11 +99,6 @@ def peak_bytes() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
-def resident_bytes() -> int:
-    """Resident memory of this process now; 0 where the system does not say it (not Linux)."""
-    return number_in("/proc/self/status", "VmRSS:", 1024) or 0
-
-
 def number_in(path: str | Path, key: str = "", unit: int = 1) -> int | None:
     """The number after `key` in a file of the kernel, times `unit`; None where there is none."""
     try:

@@ -44,8 +44,7 @@ def name_of(config: TrainConfig) -> str:
     if "optimizer.schedule" in differ or "curriculum" in differ:
         differ["steps"] = config.steps  # which they are spread over
     rest = [_piece(n, value) for n, value in differ.items() if n not in ("update", "seed")]
-    name = "-".join([slug(config.update), *rest])
-    if len(name) > LONGEST - 8:
+    if len(name := "-".join([slug(config.update), *rest])) > LONGEST - 8:
         name = f"{name[: LONGEST - 16].rstrip('-')}-{_hash(name)}"
     return f"{name}-seed{config.seed}"
 

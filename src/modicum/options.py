@@ -19,7 +19,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
-from modicum.limits import Limits, within
+from modicum.limits import Limits
 from modicum.settings import AUTO, elsewhere, from_mapping, places, tables
 from modicum.spec import check, nearest
 from modicum.types import UserError
@@ -75,7 +75,7 @@ class Parser(argparse.ArgumentParser):
             if action in self.numbers and value is not None:
                 kind, limits = self.numbers[action]
                 setattr(found, action.dest, check(action.option_strings[0], value, kind))
-                within(action.option_strings[0], value, *limits)
+                limits.check(action.option_strings[0], value)
         return found
 
 

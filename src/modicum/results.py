@@ -53,9 +53,8 @@ class Evaluation(Frozen, kw_only=True):
     @classmethod
     def from_json(cls, values: Mapping[str, Any], where: str = "this") -> Self:
         """A whole evaluation from what `asdict` gave; other keys are left out."""
-        for item in dataclasses.fields(cls):
-            if item.name not in values:
-                raise UserError(f"{where} is not an evaluation: it has no {item.name!r}")
+        if lacking := [item.name for item in dataclasses.fields(cls) if item.name not in values]:
+            raise UserError(f"{where} is not an evaluation: it has no {lacking[0]!r}")
         return fill(cls, values, "the evaluation")
 
 
@@ -237,8 +236,7 @@ class Analysis(Frozen):
     def from_json(cls, data: Mapping[str, Any], where: str) -> Self:
         """The analysis; what is missing, wrong, or an arm named twice is a UserError."""
         found = fill(cls, data, where)
-        names = [arm.name for arm in found.arms]
-        if found.control not in names:
+        if found.control not in (names := [arm.name for arm in found.arms]):
             raise UserError(f"{where}: the control {found.control!r} is not among the arms")
         if len(set(names)) < len(names) or len({arm.slug for arm in found.arms}) < len(names):
             raise UserError(f"{where}: two arms have the same name")

@@ -11,7 +11,7 @@ import tomllib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO, Self
+from typing import Any, Self
 
 from modicum import disk
 from modicum.disk import clear_folder, entries, make_folder, write_whole
@@ -198,7 +198,7 @@ def numbered(path: Path, optional: bool = False) -> Iterator[tuple[str, dict[str
     """`file:line` and object of each line that is not blank; a broken last one is being written."""
     if optional and not path.exists():
         return
-    with _opened(path) as file:
+    with disk.reading(path, f"{path} is missing"), path.open("rb") as file:
         for number, line in enumerate(file, 1):
             if not line.strip():
                 continue
@@ -219,8 +219,8 @@ def read_object(path: Path, optional: bool = False) -> dict[str, Any]:
     if optional and not path.exists():
         return {}
     try:
-        with _opened(path) as file:
-            data = json.loads(file.read().decode("utf-8"))
+        with disk.reading(path, f"{path} is missing"):
+            data = json.loads(path.read_text(encoding="utf-8"))
     except json.JSONDecodeError as error:
         raise UserError(f"{path}:{error.lineno}: not JSON ({error.msg})") from None
     except (UnicodeDecodeError, RecursionError) as error:
@@ -228,15 +228,6 @@ def read_object(path: Path, optional: bool = False) -> dict[str, Any]:
     if not isinstance(data, dict):
         raise UserError(f"{path}: an object is wanted, not {type(data).__name__}")
     return data
-
-
-def _opened(path: Path) -> BinaryIO:
-    try:
-        return path.open("rb")
-    except FileNotFoundError:
-        raise UserError(f"{path} is missing") from None
-    except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror}") from None
 
 
 def flat(value: Any, where: str = "", lists: bool = False) -> Iterator[tuple[str, Any]]:

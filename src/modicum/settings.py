@@ -25,6 +25,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal, Self, TypeVar
 
+from modicum import disk
 from modicum.limits import check_limits
 from modicum.spec import check, nearest, short
 from modicum.types import Frozen, UserError
@@ -154,12 +155,8 @@ def from_mapping(
 def read_toml(path: Path) -> dict[str, Any]:
     """The tables of a TOML file; a missing or broken file is a UserError."""
     path = path.expanduser()
-    try:
+    with disk.reading(path, f"there is no config file {path}"):
         raw = path.read_bytes()
-    except FileNotFoundError:
-        raise UserError(f"there is no config file {path}") from None
-    except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror or error}") from None
     if raw[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE) or (raw[2:] and 0 in raw[:2]):
         raise UserError(f"{path} is in UTF-16; TOML is UTF-8: save it as that")
     try:

@@ -4,6 +4,7 @@ It is parsed with `ast` and built by calling the members' own dataclasses and op
 ever evaluated. `str()` of the object gives the expression back."""
 
 import ast
+import copy
 import dataclasses
 import difflib
 import operator
@@ -14,7 +15,7 @@ import typing
 import warnings
 from collections.abc import Callable, Mapping
 from functools import lru_cache
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 from modicum.limits import MAX_FLOAT, check_limits
 from modicum.types import Frozen, UserError
@@ -60,6 +61,12 @@ class Spec:
         check_limits(self, f"{self.name}: ")
         for name, hint in _words_of(type(self)).items():
             check(f"{self.name}: {name}", getattr(self, name), hint)
+
+    def having(self, **values: Any) -> Self:
+        """The same with more attributes, which are no fields and change no expression."""
+        made = copy.copy(self)
+        vars(made).update(values)
+        return made
 
     def __str__(self) -> str:
         shown: list[str] = []
@@ -191,8 +198,7 @@ class _Builder(Frozen):
         else:
             values.update(zip(fields, positional, strict=False))
         for keyword in keywords:
-            word = getattr(cls, "aliases", {}).get(keyword.arg, keyword.arg)
-            if word not in fields:
+            if (word := getattr(cls, "aliases", {}).get(keyword.arg, keyword.arg)) not in fields:
                 raise self.error(f"{name} has no argument {word or '**'!r}; it takes {takes}")
             if word in values:
                 raise self.error(f"{name} got {word!r} twice")

@@ -108,8 +108,7 @@ def best_of_kl(n: int) -> float:
 def standard_error(scores: ArrayLike) -> float:
     """The standard error of the mean of `scores`: sd (with n - 1) over the root of n.
     UserError for fewer than two, more than one axis, or a score that is not finite."""
-    values = _vector("scores", scores)
-    if len(values) < 2:
+    if len(values := _vector("scores", scores)) < 2:
         raise UserError("a standard error needs at least two scores, there is one")
     return float(values.std(ddof=1) / math.sqrt(len(values)))
 
@@ -118,8 +117,7 @@ def interval(scores: ArrayLike, level: float = 0.95) -> Interval:
     """The mean of scores in [0, 1], one a problem, and its interval over problems.
     Scores of 0 and 1 alone have Wilson's interval (1927); shares between them have it for as many
     problems as their spread is worth (`_wilson`). UserError for none, or one outside [0, 1]."""
-    values = _vector("scores", scores)
-    if values.min() < 0 or values.max() > 1:
+    if (values := _vector("scores", scores)).min() < 0 or values.max() > 1:
         raise UserError(f"scores lie in [0, 1], not {values.min():g} to {values.max():g}")
     return _wilson(values, _quantile(level), UNSEEN)
 

@@ -79,8 +79,7 @@ class Status:
 def find(folder: Path, cells: bool = False) -> Iterator[Path]:
     """The run folders under one, itself too; those of studies only with `cells`."""
     for place, below, files in os.walk(folder):
-        is_run = runs.is_run(Path(place))
-        if is_run:
+        if is_run := runs.is_run(Path(place)):
             yield Path(place)
         stop = is_run or (STUDY in files and not cells)
         below[:] = [] if stop else sorted(name for name in below if not name.startswith("."))

@@ -1,8 +1,9 @@
-"""Commands, each a function of its arguments that gives the exit code (see help.toml)."""
+"""Commands, each a function of what its parser has read that gives the exit code (see help.toml)."""
 
 import argparse
 import json
 import os
+from pkgutil import resolve_name
 from typing import Any
 
 from modicum.config import TrainConfig
@@ -24,10 +25,11 @@ TYPES: dict[str, dict[str, Any]] = {
 }
 
 
-def parser(name: str, **configs: type) -> Parser:
+def parser(name: str) -> Parser:
     """The parser of a command, with the arguments that help.toml has of it, and with an option for
-    every field of `configs`, which are named by their titles."""
+    every field of its configs."""
     made, told, groups = Parser(name), HELP["commands"][name], dict[str, Any]()
+    configs = {title: resolve_name(of) for title, of in told.get("configs", {}).items()}
     sources = HELP["sources"] if TrainConfig in configs.values() else {}
     for flag, given in {**sources, **told.get("arguments", {})}.items():
         how: dict[str, Any] = dict(given)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from modicum.answers import STYLES
 from modicum.commands import printed
-from modicum.commands.train import read
+from modicum.commands.train import settings
 from modicum.config import TrainConfig
 from modicum.report.words import say
 from modicum.rewards.terms import REPORT
@@ -31,12 +31,11 @@ Made = dict[str, Any]  # what `gather` has in its file
 Enter = Callable[[Made, Problem, Any, Sequence[Completion]], None]
 
 
-def run(args: list[str]) -> int:
+def run(found: Namespace) -> int:
     """Measure, and print the shares of right answers."""
     from modicum.curricula.base import RANKED, turns_of
 
-    found, config = read("difficulty", args)
-    session = drawer(config)
+    session = drawer(settings(found))
     task = session.task
     size, turns = task.size("train"), turns_of(task)
     if size is None and turns == 1:
@@ -91,8 +90,7 @@ def gather(
     digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:8]
     words = re.sub(r"[^a-z0-9]+", "-", f"{Path(config.model).name} {key['task']}".lower())
     name = f"{purpose}/{words[:60].strip('-')}-{digest}.json"
-    path = Path(asked.file or name).expanduser()
-    if path.is_dir():
+    if (path := Path(asked.file or name).expanduser()).is_dir():
         raise UserError(f"--file: {path} is a folder; it takes the name of a file")
     begun = {"model": config.model, **key, "done": 0, "tokens": 0, **fresh}
     made: dict[str, Any] = read_object(path) if path.is_file() else begun
@@ -116,12 +114,9 @@ def gather(
     return path, made
 
 
-def run_pairs(args: list[str]) -> int:
+def run_pairs(found: Namespace) -> int:
     """Draw completions of the untrained model and pair right with wrong ones."""
-    found, config = read("pairs", args)
-    if found.samples < 2:
-        needed = "--samples must be at least 2"
-        raise UserError(f"pairs: a pair is two completions of a problem; {needed}")
+    config = settings(found)
 
     from modicum.learned import Preference, paired, split
 
@@ -132,16 +127,15 @@ def run_pairs(args: list[str]) -> int:
         if all(problem.question != question for question, *_ in made["pairs"]):
             made["pairs"] += paired(problem.question, prompt, told, config.seed)
 
-    count = found.problems or PROBLEMS
-    path, made = gather(session, "pairs", count, found, {"pairs": []}, enter)
+    path, made = gather(session, "pairs", found.problems or PROBLEMS, found, {"pairs": []}, enter)
     parts = split([Preference(*pair) for pair in made["pairs"]], config.seed)
     told: dict[str, Any] = {**made, "pairs": {part: len(of) for part, of in parts.items()}}
     return printed(found.json, {"file": str(path), **told}, say("pairs", file=path, **told))
 
 
-def run_reward_model(args: list[str]) -> int:
+def run_reward_model(found: Namespace) -> int:
     """Train a reward model and say what it is worth; 1 if it does not beat its rivals."""
-    found, config = read("reward-model", args)
+    config = settings(found)
     report = reward_model(config, {name: getattr(found, name) for name in FIT})
     text = say("reward_model", folder=config.out, **report)
     return printed(found.json, report, text, int(not report["beats"]))

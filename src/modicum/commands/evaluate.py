@@ -1,11 +1,12 @@
 """`modicum evaluate`, `extrapolate` and `export`: what models come to, and as files for others."""
 
 import math
+from argparse import Namespace
 from dataclasses import replace
 from pathlib import Path
 
 from modicum import hub, runs
-from modicum.commands import parser, printed
+from modicum.commands import printed
 from modicum.config import Trust
 from modicum.face.evaluation import EvaluateConfig, perform, settled, values_of
 from modicum.options import given
@@ -16,9 +17,8 @@ from modicum.types import UserError
 MORE = "--checkpoint-every N --keep-checkpoints M keeps more of a run, --from 0 takes the base"
 
 
-def run(args: list[str]) -> int:
+def run(found: Namespace) -> int:
     """Evaluate a model or the trained policy of a run."""
-    found = parser("evaluate", evaluation=EvaluateConfig).read(args)
     place = Path(found.run) if found.run else None
     options = settled(given(EvaluateConfig, found), place, "options")
 
@@ -31,15 +31,13 @@ def run(args: list[str]) -> int:
     return printed(found.json, values_of(options, name, result), text)
 
 
-def run_extrapolate(args: list[str]) -> int:
+def run_extrapolate(found: Namespace) -> int:
     """Evaluate the policies further along the line through two checkpoints of a run."""
-    found = parser("extrapolate", evaluation=EvaluateConfig).read(args)
     place = Path(found.run)
     past_config(place)
     saved = {int(path.name.removeprefix("step-")): path for path in runs.checkpoints(place)}
     first, last = _ends(place, sorted(saved), found.first, found.to)
-    budget = found.budget
-    if budget is not None and budget <= last:
+    if (budget := found.budget) is not None and budget <= last:
         raise UserError(f"--budget {budget} lies not beyond step {last}, from which it goes on")
     beyond = 1.0 if budget is None else (budget - last) / (last - first)
     if odd := [k for k in found.k or () if not math.isfinite(k)]:
@@ -81,9 +79,8 @@ def _ends(place: Path, saved: list[int], first: int | None, last: int | None) ->
     return first, last
 
 
-def run_export(args: list[str]) -> int:
+def run_export(found: Namespace) -> int:
     """Write a run or a base as a folder that plain transformers or peft loads."""
-    found = parser("export", trust=Trust).read(args)
     if found.format == "adapter" and not found.run:
         raise UserError("--format adapter needs a RUN that trained an adapter")
 

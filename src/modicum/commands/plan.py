@@ -1,6 +1,5 @@
 """`modicum plan`, and `modicum updates`: what a run takes, and what it would train."""
 
-import gc
 import sys
 from argparse import Namespace
 from dataclasses import asdict, replace
@@ -11,19 +10,19 @@ from typing import Any
 
 import modicum.evaluate as scorecard
 from modicum import cache, draws
-from modicum.commands import parser, printed
-from modicum.commands.train import read
+from modicum.commands import printed
+from modicum.commands.train import settings
 from modicum.config import TrainConfig, Trust
-from modicum.limits import within
+from modicum.limits import Limits
 from modicum.options import config_of, several
 from modicum.types import UserError
 
 SILENT = 3.0  # seconds before it says that it works
 
 
-def run(args: list[str]) -> int:
+def run(found: Namespace) -> int:
     """Print the plan of a run; with --require-fit exit code 2 if it does not fit."""
-    found, config = read("plan", args)
+    config = settings(found)
     many = bool(found.updates or found.models or found.markdown)
     wanted = partial(_made, config, found, many)
     # What is free here changes.
@@ -43,7 +42,6 @@ def run(args: list[str]) -> int:
 def _made(config: TrainConfig, found: Namespace, many: bool) -> tuple[str, list[Any]]:
     slow = Timer(SILENT, print, ["planning ..."], {"file": sys.stderr, "flush": True})
     slow.start()
-    gc.disable()  # a fifth of the time, for a program of seconds
     try:
         from modicum import curricula
         from modicum.plan import hardware, overall
@@ -53,19 +51,14 @@ def _made(config: TrainConfig, found: Namespace, many: bool) -> tuple[str, list[
         curricula.parse(config.curriculum)
         members.parse(config.compute.sampler)
         machine = hardware.parse(found.hardware, config.compute.device, config.compute.dtype)
+        how = {"advise": not many, "prompt": found.prompt_tokens}
         plans = [
-            overall.make(
-                replace(config, model=model, update=update),
-                machine,
-                advise=not many,
-                prompt=found.prompt_tokens,
-            )
+            overall.make(replace(config, model=model, update=update), machine, **how)
             for model in several(found.models) or [config.model]
             for update in several(found.updates) or [config.update]
         ]
     finally:
         slow.cancel()
-        gc.enable()
     text = overall.table(plans, found.markdown) if many else plans[0].text()
     if many and not found.markdown:
         text = "\n".join([text, *(f"note: {note}" for note in plans[0].assumptions)])
@@ -82,7 +75,7 @@ def _signal(config: TrainConfig, rate: str) -> tuple[dict[str, Any], str]:
     except ValueError:
         base = scorecard.read(Path(rate), "base")
         mean, scores = base.accuracy, base.scores
-    within("--pass-rate", mean, 0, 1)
+    Limits(0, 1).check("--pass-rate", mean)
     choice, shape = draws.parse(batch.groups), (batch.prompts_per_step, batch.group_size)
     rates = {"alike": [mean]} | ({"each": scores} if scores else {})
     made = {name: draws.expected(choice, of, *shape)._asdict() for name, of in rates.items()}
@@ -90,10 +83,8 @@ def _signal(config: TrainConfig, rate: str) -> tuple[dict[str, Any], str]:
     return {"signal": made}, filled("signal.txt", signal=made, groups=choice, **said)
 
 
-def run_updates(args: list[str]) -> int:
+def run_updates(found: Namespace) -> int:
     """List the updates, or preview what an expression trains."""
-    found = parser("updates", trust=Trust).read(args)
-
     from modicum import spec, updates
     from modicum.report.words import filled
 

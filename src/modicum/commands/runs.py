@@ -3,6 +3,7 @@
 import re
 import sys
 import time
+from argparse import Namespace
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict
@@ -10,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from modicum import runs, status
-from modicum.commands import parser, printed
+from modicum.commands import printed
 from modicum.config import TrainConfig
 from modicum.settings import settings
 from modicum.spec import nearest
@@ -27,17 +28,15 @@ USUAL = {name.rpartition(".")[2]: value for name, _, value in settings(TrainConf
 Row = Mapping[str, Any]  # `Status.values` of a run
 
 
-def run(args: list[str]) -> int:
+def run(found: Namespace) -> int:
     """List runs, or show some side by side."""
-    found = parser("runs").read(args)
     roots = [Path(name) for name in found.folders]
     if missing := [root for root in roots if not root.is_dir()]:
         raise UserError(f"there is no folder {missing[0]}")
     places = {p: root for root in roots or [Path("runs")] for p in status.find(root, found.cells)}
     rows = [row for place, root in places.items() if (row := _read(place, root))]
     rows = [row for row in rows if all(_matches(row, text) for text in found.where)]
-    side_by_side = bool(roots) and all(map(runs.is_run, roots))
-    if not side_by_side:
+    if not (side_by_side := bool(roots) and all(map(runs.is_run, roots))):
         rows.sort(key=lambda row: _order(_value(row, found.sort)))
     if found.json or not rows:
         told = "there are no such runs; modicum train begins one under runs/"
@@ -67,8 +66,7 @@ def _value(row: Row, name: str) -> Any:
 
 def _matches(row: Row, text: str) -> bool:
     """Whether a run is as `NAME=VALUE` says, or has the text somewhere."""
-    found = re.match(r"([\w/.-]+)=(.*)", text)
-    if found is None:
+    if (found := re.match(r"([\w/.-]+)=(.*)", text)) is None:
         return any(text in str(row.get(name, "")) for name in SEARCHED)
     value, wanted = _value(row, found[1]), found[2]
     try:
@@ -123,10 +121,8 @@ def _side_by_side(rows: Sequence[Row]) -> None:
     tables.terminal().print(tables.terminal_table(heads, lines, caption, wrap=True))
 
 
-def run_compare(args: list[str]) -> int:
+def run_compare(found: Namespace) -> int:
     """Compare two evaluations of the same problems, problem by problem."""
-    found = parser("compare").read(args)
-
     from modicum.face import compare
     from modicum.face.evaluation import evaluation_of
     from modicum.report.words import filled
@@ -138,9 +134,8 @@ def run_compare(args: list[str]) -> int:
     return printed(found.json, {**names, **asdict(result)}, text)
 
 
-def run_watch(args: list[str]) -> int:
+def run_watch(found: Namespace) -> int:
     """Show a run in the terminal until it ends, and write `live.html` in its folder."""
-    found = parser("watch").read(args)
     folder = Path(found.run)
 
     from rich.live import Live

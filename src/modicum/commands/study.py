@@ -1,9 +1,10 @@
 """`modicum study`, `scan`, a study of units, and `report`."""
 
+from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
-from modicum.commands import parser, printed
+from modicum.commands import printed
 from modicum.commands.train import settings
 from modicum.config import TrainConfig
 from modicum.face.training import report
@@ -31,9 +32,8 @@ class Printed(StudyObserver):
         console().print(text)
 
 
-def run(args: list[str]) -> int:
+def run(found: Namespace) -> int:
     """Do what the first word says with the study that the second names."""
-    found = parser("study").read(args)
     if found.action == "same":
         if not found.other:
             raise UserError("study same needs two folders")
@@ -58,13 +58,12 @@ def run(args: list[str]) -> int:
     return printed(found.json, values, text)
 
 
-def run_units(args: list[str]) -> int:
+def run_units(found: Namespace) -> int:
     """Train every unit alone, rank them and name the update that the best ones make."""
-    found = parser("scan", scan=Scan, run=TrainConfig).read(args)
     scan, said = config_of(Scan, found), given(TrainConfig, found)
     if "update" in said:
         raise UserError("scan says itself what trains; --method says what is put there")
-    config = settings(found, {})
+    config = settings(found)
     out = said.get("out", "runs/scan")
     # Recipes and the configs of runs say `test`, but nothing may be chosen on it.
     split = said.get("evaluation", {}).get("eval_split", "tune")
@@ -78,9 +77,8 @@ def run_units(args: list[str]) -> int:
     return printed(found.json, result, "\n".join(lines))
 
 
-def run_report(args: list[str]) -> int:
+def run_report(found: Namespace) -> int:
     """Write the report of runs or of a study: HTML, Markdown, figures; print the runs' table."""
-    found = parser("report").read(args)
     folders = [Path(name) for name in found.runs]
 
     report(*folders, out=found.out, title=found.title)

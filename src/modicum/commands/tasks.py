@@ -11,7 +11,7 @@ from io import BytesIO
 from pathlib import Path
 from typing import Any
 
-from modicum.commands import parser, printed
+from modicum.commands import printed
 from modicum.config import Sampling, Trust
 from modicum.options import config_of
 from modicum.types import SPLITS, Problem, Split, UserError
@@ -20,9 +20,8 @@ CHECKED = 200  # problems of each split that are looked at
 SHOWN = ("id", "question", "answer", "difficulty")
 
 
-def run(args: list[str]) -> int:
+def run(found: Namespace) -> int:
     """List the tasks, or show or check problems of one."""
-    found = parser("tasks", sampling=Sampling, trust=Trust).read(args)
     sampling = config_of(Sampling, found)
 
     from modicum import spec, tasks
@@ -103,10 +102,8 @@ def _first(task: Any, split: Split, seed: int, count: int) -> list[Problem]:
     return [task.problem(split, seed, index) for index in range(there)]
 
 
-def run_audit_reward(args: list[str]) -> int:
+def run_audit_reward(found: Namespace) -> int:
     """Print what degenerate answers earn; 1 if one is flagged and --strict is given."""
-    found = parser("audit-reward").read(args)
-
     from modicum import rewards, tasks
     from modicum.answers import STYLES
     from modicum.rewards.audit import audit, table
@@ -124,10 +121,8 @@ def run_audit_reward(args: list[str]) -> int:
     return printed(found.json, values, text, int(bool(flagged) and found.strict))
 
 
-def run_grade(args: list[str]) -> int:
+def run_grade(found: Namespace) -> int:
     """Grade the lines of a file or of standard input."""
-    found = parser("grade").read(args)
-
     from modicum.answers import grade_lines
 
     try:

@@ -1,13 +1,13 @@
 """`modicum train`, `doctor` (`train --dry-run`), `probe`, `recipes` and `demo`: runs and before them."""
 
-import argparse
 import dataclasses
 import json
+from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
-from modicum.commands import parser, printed
-from modicum.config import TrainConfig, from_mapping, read_toml
+from modicum.commands import printed
+from modicum.config import TrainConfig, from_mapping, read_toml, to_toml
 from modicum.options import given, merge, several
 from modicum.types import UserError
 
@@ -16,9 +16,9 @@ SCORES = ("accuracy", "low", "high", "greedy")
 COSTS = ("trainable_parameters", "total_parameters", "seconds", "peak_memory_bytes")
 
 
-def run(args: list[str]) -> int:
+def run(found: Namespace) -> int:
     """Train as the TOML file and the options say; `NOTHING_TRAINED` if that trained nothing."""
-    found, config = read("train", args)
+    config = settings(found)
     if found.dry_run:
         return tell(config, found.json)
 
@@ -50,28 +50,21 @@ def run(args: list[str]) -> int:
     return code
 
 
-def settings(found: argparse.Namespace, below: dict[str, Any]) -> TrainConfig:
+def settings(found: Namespace, below: dict[str, Any] | None = None) -> TrainConfig:
     """The settings of --config or --recipe, under the options and over `below`."""
     tables = read_toml(Path(found.config)) if found.config else {}
     if found.recipe:
         from modicum import recipes
 
         tables = dataclasses.asdict(recipes.named(found.recipe))
-    tables = merge(below, tables)
+    tables = merge(below or {}, tables)
     from_mapping(TrainConfig, tables, found.config or "options")  # errors in a file name it
     return from_mapping(TrainConfig, merge(tables, given(TrainConfig, found)), "options")
 
 
-def read(name: str, args: list[str]) -> tuple[argparse.Namespace, TrainConfig]:
-    """The arguments of a command that takes the options of `modicum train`, and their config."""
-    found = parser(name, run=TrainConfig).read(args)
-    return found, settings(found, {})
-
-
-def run_doctor(args: list[str]) -> int:
+def run_doctor(found: Namespace) -> int:
     """Look at the run that the options describe; 1 if it would learn nothing."""
-    found, config = read("doctor", args)
-    return tell(config, found.json, found.problems, found.show)
+    return tell(settings(found), found.json, found.problems, found.show)
 
 
 def tell(config: TrainConfig, as_json: bool, problems: int = 0, shown: int = 2) -> int:
@@ -84,9 +77,9 @@ def tell(config: TrainConfig, as_json: bool, problems: int = 0, shown: int = 2) 
     return printed(as_json, seen, text, int(not seen["learns"]))
 
 
-def run_probe(args: list[str]) -> int:
+def run_probe(found: Namespace) -> int:
     """Print rates, gains and costs of some updates."""
-    found, config = read("probe", args)
+    config = settings(found)
 
     from modicum import updates as known
     from modicum.display import console
@@ -104,11 +97,8 @@ def run_probe(args: list[str]) -> int:
     return printed(found.json, dataclasses.asdict(probed), probed.text())
 
 
-def run_recipes(args: list[str]) -> int:
+def run_recipes(found: Namespace) -> int:
     """List the recipes, or show one as TOML with its description as comments."""
-    found = parser("recipes").read(args)
-
-    from modicum.config import to_toml
     from modicum.recipes import RECIPES, about, named
 
     configs = {name: named(name) for name in ([found.name] if found.name else RECIPES)}
@@ -123,9 +113,8 @@ def run_recipes(args: list[str]) -> int:
     return printed(found.json, entries, text)
 
 
-def run_demo(args: list[str]) -> int:
+def run_demo(found: Namespace) -> int:
     """Train the tiny base with several updates on the same problems and compare them."""
-    found = parser("demo").read(args)
     if not (wanted := several(found.updates)):
         raise UserError("demo needs at least one update, such as --updates 'full; last(1)'")
 

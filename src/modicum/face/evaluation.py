@@ -15,7 +15,7 @@ from modicum.face.training import TrainResult, folder_of, in_python
 from modicum.limits import Natural, Positive
 from modicum.options import merge
 from modicum.parts import RunParts, past_bases, past_config, past_task, problems_changed
-from modicum.runs import Run, make_folder
+from modicum.runs import Run, entries, make_folder
 from modicum.settings import Settings, chosen, digits, tables
 from modicum.types import UserError
 
@@ -170,8 +170,7 @@ def values_of(config: EvaluateConfig, name: str, found: Evaluation) -> dict[str,
 
 def _folder(out: str) -> Run:
     run = Run(Path(out).expanduser())
-    there = run.folder.is_dir() and any(run.folder.iterdir())
-    if there and not (run.folder / "evaluation.json").is_file():
+    if entries(run.folder) and not (run.folder / "evaluation.json").is_file():
         raise UserError(f"{out} is not empty and holds no evaluation; name another with --out")
     make_folder(run.folder)
     return run

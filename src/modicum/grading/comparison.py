@@ -119,8 +119,7 @@ def _same_reals(gold: str, answer: str, algebra: Algebra) -> bool:
 def _same_without_unit(gold: str, answer: str, depth: int, algebra: Algebra) -> bool:
     r"""Whether 2\pi \text{ cm} and 2\pi are the same; a unit may be missing on one side."""
     (g, g_unit), (a, a_unit) = split_unit(gold), split_unit(answer)
-    units = {g_unit, a_unit}
-    if units in ({"degree", "radian"}, {"degree", ""}):
+    if {g_unit, a_unit} in ({"degree", "radian"}, {"degree", ""}):
         angles = [rf"({g})^\circ", a] if g_unit == "degree" else [g, rf"({a})^\circ"]
         if algebra.equal(*angles):
             return True
@@ -172,8 +171,7 @@ def _same_members(gold: list[str], answer: list[str], depth: int, algebra: Algeb
     """Whether two lists of equal length hold the same members, in any order."""
     loose, rest = [], list(answer)
     for part in gold:
-        twin = next((other for other in rest if key(other) == key(part)), None)
-        if twin is None:
+        if (twin := next((other for other in rest if key(other) == key(part)), None)) is None:
             loose.append(part)
         else:
             rest.remove(twin)

@@ -119,8 +119,7 @@ def _values(
 
 def _is_rounded(gold: Node, answer: str) -> bool:
     r"""Whether `answer` is an irrational constant to six digits or more: 1.41421 for \sqrt2."""
-    found = quantity(answer)
-    if found is None or found.unit or _variables(gold) or _uses(gold, "i"):
+    if (found := quantity(answer)) is None or found.unit or _variables(gold) or _uses(gold, "i"):
         return False
     value = value_at(gold, {}, False)
     endless = value is not None and not isinstance(value, Fraction)
@@ -246,4 +245,4 @@ def answer(question: Any, say: Callable[[str], None]) -> str:
 
 if __name__ == "__main__":
     logging.disable()  # math-verify warns that its own limit is off
-    serve(answer, lambda: '{"ready": true}', RLIMIT_AS=MAX_MEMORY)
+    serve(answer, RLIMIT_AS=MAX_MEMORY)

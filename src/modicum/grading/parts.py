@@ -133,8 +133,7 @@ def _both(text: str, value: Value) -> Reals:
 
 
 def _joined(sets: list[Reals], keep: Callable[[bool, bool], bool]) -> Reals:
-    names = {name for name, _ in sets} - {""}
-    if len(names) > 1 or len(sets) > MAX_PARTS:
+    if len(names := {name for name, _ in sets} - {""}) > 1 or len(sets) > MAX_PARTS:
         raise Unknown
     ends = reduce(lambda left, right: _combined(left, right, keep), [ends for _, ends in sets])
     return ("".join(names), ends)
@@ -144,8 +143,7 @@ def _one(text: str, value: Value) -> Reals:
     """x < a, a < x < b, x \\ne a and their mirrors, x \\in a set, or a set."""
     if member := MEMBER.fullmatch(text):
         return (member[1], _set(member[2], value))
-    parts = [part.strip() for part in RELATION.split(text)]
-    if len(parts) == 1:
+    if len(parts := [part.strip() for part in RELATION.split(text)]) == 1:
         return ("", _set(text, value))
     if len(parts) == 5 and parts[1][0] == parts[3][0]:
         halves = parts[2] + MIRROR[parts[1]] + parts[0], "".join(parts[2:])

@@ -51,8 +51,7 @@ def quantity(text: str) -> Quantity | None:
     if len(text) > MAX_TEXT or not any(c in text for c in "0123456789"):
         return None
     text = GROUPS.sub(",", text)
-    prefix = PREFIX.match(text)
-    if prefix is None or (prefix[1] and prefix[3]):
+    if (prefix := PREFIX.match(text)) is None or (prefix[1] and prefix[3]):
         return None
     core = text[prefix.end() :]
     if (found := _value(core)) is None:
@@ -152,8 +151,7 @@ def split_unit(text: str) -> tuple[str, str]:
     text = DEGREE.sub(r" \\text{degrees}", text) if DEGREE.search(text, len(text) - 9) else text
     if (match := TRAILING.fullmatch(text)) is None:
         return text, ""
-    words = (match[2] or match[4] or "").split()
-    if not words or not all(map(_may_be_unit, words)):
+    if not (words := (match[2] or match[4] or "").split()) or not all(map(_may_be_unit, words)):
         return text, ""
     # Without \text{}, m may be a variable.
     if match[4] and not all(len(w) > 1 and (_singular(w) in UNITS or w in POWERS) for w in words):
@@ -173,12 +171,10 @@ def same_quantity(gold: str, answer: str) -> bool | None:
     hundredths = [q.value / 100 if q.unit == "%" else q.value for q in (g, a)]
     if hundredths[0] == hundredths[1]:
         return True  # 50% is 0.5; by the next line, where a unit may be missing, it is 50 too
-    rest = g.value.denominator
-    for prime in (2, 5):
-        while rest % prime == 0:
-            rest //= prime
-    # An endless decimal may be cut or rounded.
-    return g.value == a.value or (rest > 1 and shows(g.value, a.value, a.digits))
+    # An endless decimal, whose denominator divides no power of ten, may be cut or rounded.
+    below = g.value.denominator
+    endless = pow(10, below.bit_length(), below) > 0
+    return g.value == a.value or (endless and shows(g.value, a.value, a.digits))
 
 
 def shows(gold: Fraction, value: Fraction, digits: str) -> bool:

@@ -71,8 +71,7 @@ def close(left: Value, right: Value) -> bool:
 
 
 def _add(left: Value, right: Value) -> Value:
-    total = left + right
-    if isinstance(total, Fraction):
+    if isinstance(total := left + right, Fraction):
         return total
     sizes = [abs(to_mp(value)) for value in (left, right)]
     least, most = min(sizes), max(sizes)
@@ -119,8 +118,7 @@ def _root(value: Value, degree: Value) -> Value:
     """The real root where there is one: of a negative number if the degree is odd."""
     if not isinstance(degree, Fraction) or degree.denominator != 1 or degree < 1:
         return _power(value, divide(Fraction(1), degree))
-    n = degree.numerator
-    if n > 1000:
+    if (n := degree.numerator) > 1000:
         raise TooLarge("a root of a high degree")
     if not isinstance(value, CONTEXT.mpc) and value < 0 and n % 2:
         return -_root(-value, degree)

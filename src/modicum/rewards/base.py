@@ -12,12 +12,12 @@ from functools import partial
 from types import SimpleNamespace
 from typing import Any, ClassVar, Self
 
-from modicum.limits import within
+from modicum.limits import Limits
 from modicum.spec import Spec
 from modicum.tasks.base import Task
 from modicum.types import Completion, Frozen, Problem, UserError
 
-MAX_WEIGHT = 1e6  # of a term; usual: at most 1
+WEIGHTS = Limits(0, 1e6, above=True)  # of a term; usual: at most 1
 
 
 class StepExtras:
@@ -130,7 +130,7 @@ class Reward(_Summand, Frozen):
     def __post_init__(self) -> None:
         names = [str(term) for _, term in self.terms]
         for name, (weight, _) in zip(names, self.terms, strict=True):
-            within(f"reward: the weight of {name}", weight, 0, MAX_WEIGHT, above=True)
+            WEIGHTS.check(f"reward: the weight of {name}", weight)
             if names.count(name) > 1:
                 raise UserError(f"reward: {name} is there twice; give it one weight")
         # One order for every way to write a sum, so that equal rewards are equal.

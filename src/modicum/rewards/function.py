@@ -7,7 +7,6 @@ docs/rewards.md: departing from TRL, an exception gives all completions of the c
 
 import asyncio
 import contextlib
-import copy
 import inspect
 import math
 import sys
@@ -41,9 +40,7 @@ class Called(Term):
 
     def at(self, extras: StepExtras) -> Self:
         """The same term, which hands its function what belongs to the step."""
-        made = copy.copy(self)
-        object.__setattr__(made, "extras", extras)  # no field: it changes no expression
-        return made
+        return self.having(extras=extras)
 
     def require(self, problem: Problem) -> None:
         """UserError where the function needs an argument that there is not."""

@@ -1,7 +1,6 @@
 """The rewards that look at a completion alone, a coin for placebo arms, and the reward of a model,
 which a run has in memory and hands over (`modicum.engine.reward`)."""
 
-import copy
 import hashlib
 import itertools
 import re
@@ -15,7 +14,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from modicum.answers import STYLES
 from modicum.grading import WORDS, patterns
-from modicum.limits import Between, Limits, within
+from modicum.limits import Between, Limits
 from modicum.rewards.base import Term
 from modicum.rewards.source import FOLDERS
 from modicum.runs import read_object
@@ -71,7 +70,7 @@ class Length(Term):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.buffer is not None:
-            within("length: buffer", self.buffer, 1, self.max_tokens)
+            Limits(1, self.max_tokens).check("length: buffer", self.buffer)
 
     def score(self, task: Task, problem: Problem, completion: Completion) -> float:
         """In [0, 1]; the end token counts as one."""
@@ -92,8 +91,7 @@ class Repetition(Term):
 
     def score(self, task: Task, problem: Problem, completion: Completion) -> float:
         """In [0, 1]: 1 for a text of fewer than `n` words, 0 for one without any."""
-        words = WORD.findall(completion.text.lower())
-        if len(words) < self.n:
+        if len(words := WORD.findall(completion.text.lower())) < self.n:
             return float(bool(words))
         grams = list(zip(*(words[start:] for start in range(self.n)), strict=False))
         return len(set(grams)) / len(grams)
@@ -208,9 +206,7 @@ class Learned(Term):
         return read_object(self.file) if self.file.is_file() else {}
 
     def begin(self, opened: Callable[[Any], Callable[..., list[float]]]) -> Term:
-        made = copy.copy(self)
-        vars(made)["judge"] = opened(self)
-        return made
+        return self.having(judge=opened(self))
 
     def require(self, problem: Problem) -> None:
         """UserError where there is no reward model, or one that is not better than its rivals."""

@@ -26,9 +26,9 @@ from modicum.results import Analysis, ArmResult, ClaimTest, Column, RunBudget
 from modicum.runs import Run, flat, read_object
 from modicum.stats import Interval
 from modicum.study.cells import COUNTED
-from modicum.study.collect import ArmRuns, Collected, collect, cost, difficulty, final
+from modicum.study.collect import ArmRuns, Collected, collect, cost, difficulty
 from modicum.study.design import PlannedArm, Study
-from modicum.study.estimate import Estimate, difference, estimate, retention, spread, table
+from modicum.study.estimate import Estimate, estimate, retention, spread, table
 from modicum.types import UserError
 
 ALPHA = 0.05
@@ -51,14 +51,10 @@ def write(study: Study, folder: Path) -> Analysis:
 def analyse(found: Collected, folder: Path) -> Analysis:
     """What `analysis.json` holds (docs/study.md)."""
     study, base, control = found.study, found.base, found.outcomes[0]
-    compared = compare(
-        {outcome.arm.name: outcome.scores for outcome in found.outcomes},
-        study.control,
-        found.base_scores,
-        study.margin,
-        np.random.default_rng(study.analysis_seed),
-        [outcome.arm.name for outcome in found.outcomes if outcome.arm.placebo],
-    )
+    scores = {outcome.arm.name: outcome.scores for outcome in found.outcomes}
+    placebos = [outcome.arm.name for outcome in found.outcomes if outcome.arm.placebo]
+    rng = np.random.default_rng(study.analysis_seed)
+    compared = compare(scores, study.control, found.base_scores, study.margin, rng, placebos)
     first = next(iter(control.results.values()))
     whole = Analysis(
         question=study.question,
@@ -101,9 +97,8 @@ def _arm(found: Collected, outcome: ArmRuns, judged: ArmResult, folder: Path) ->
         difficulty=difficulty(found, outcome),
         cost=cost(outcome, found.outcomes[0], timed=len(found.devices) < 2),
         folders={
-            str(seed): path.relative_to(folder).as_posix()
-            for seed, path in final(found.study, folder, arm).items()
-            if seed in outcome.results
+            str(seed): outcome.folders[seed].relative_to(folder).as_posix()
+            for seed in outcome.results
         },
         failed=outcome.failed,
     )
@@ -137,11 +132,9 @@ def same(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
         return {where: value for where, value in every if not VARYING.match(where)}
 
     first, second = settled(one), settled(other)
-    return sorted(
-        f"{where}: {first.get(where)!r} and {second.get(where)!r}"
-        for where in first.keys() | second.keys()
-        if first.get(where) != second.get(where)
-    )
+    places = first.keys() | second.keys()
+    pairs = ((where, first.get(where), second.get(where)) for where in places)
+    return sorted(f"{where}: {a!r} and {b!r}" for where, a, b in pairs if a != b)
 
 
 def said(name: str, *values: Any) -> list[str]:
@@ -192,10 +185,10 @@ def compare(
     found = {}
     for name, (arm, gap) in arms.items():
         verdict = _verdict(arm, tests.get(name), name == control, name in placebos, clear)
-        found[name] = replace(arm, tests=tests.get(name), verdict=verdict)
+        needed = None
         if gap and verdict == "undecided" and clear and name in tests:
             needed = gap.spread.seeds_needed(margin, ALPHA / open_arms)
-            found[name] = replace(found[name], seeds_needed=needed)
+        found[name] = replace(arm, tests=tests.get(name), verdict=verdict, seeds_needed=needed)
     return found
 
 
@@ -213,17 +206,14 @@ def _compared(
     alone = replace(alone, below_base=stats.share_interval(below, len(by_seed)))
     if not control:
         return alone, None
-    seeds = tuple(sorted(set(rows) & set(control)))
-    if not seeds:
+    if not (seeds := tuple(sorted(set(rows) & set(control)))):
         why = "no seed finished both here and in the control"
         return replace(alone, retention_note=why), None
     arm_SI, control_SI = (np.stack([of[seed] for seed in seeds]) for of in (rows, control))
     found = paired(arm_SI, control_SI, np.random.default_rng(draw))
-    compared = replace(alone, difference=difference(found))
     kept = retention(arm_SI, control_SI, base_I)
-    if isinstance(kept, str):
-        return replace(compared, retention_note=kept), found
-    return replace(compared, retention=kept), found
+    told: dict[str, Any] = {"retention_note" if isinstance(kept, str) else "retention": kept}
+    return replace(alone, difference=found.difference, **told), found
 
 
 def _tests(found: Mapping[str, Estimate], margin: float) -> dict[str, dict[str, ClaimTest]]:

@@ -160,12 +160,9 @@ def main(job: Path) -> None:
                 os.kill(os.getpid(), signal.SIGKILL)
         os.kill(os.getpid(), signal.SIGTERM)
 
-    def end(number: int, frame: object) -> None:
-        os.kill(os.getpid(), signal.SIGTERM)
-
     signal.pthread_sigmask(signal.SIG_BLOCK, ENDING)  # until they can be heard
     for number in (signal.SIGUSR1, signal.SIGUSR2):  # with which SLURM says that time is up
-        signal.signal(number, end)
+        signal.signal(number, lambda *_: os.kill(os.getpid(), signal.SIGTERM))
     threading.Thread(target=watch, daemon=True).start()
     code: Any = 1
     try:
@@ -239,17 +236,11 @@ def _run(cell: Cell) -> None:
             session = origin.prepare_like(cell.config, None, past)
             make_folder(cell.folder)
             held, run, began = session.config.evaluation, Run(cell.folder), time.perf_counter()
-            found = evaluate(
-                session.policy,
-                session.task,
-                session.config.sampling,
-                held.eval_split,
-                num_problems=held.eval_problems,
-                samples=held.eval_samples,
-                progress=partial(display.evaluating, "base"),
-                keep=lambda rows: run.write_lines("completions-base.jsonl", rows),
-                examples=session.examples,
-            )
+            what = session.policy, session.task, session.config.sampling
+            size = held.eval_split, held.eval_problems, held.eval_samples
+            told = partial(display.evaluating, "base")
+            keep = partial(run.write_lines, "completions-base.jsonl")
+            found = evaluate(*what, *size, progress=told, keep=keep, examples=session.examples)
             run.write(SECONDS, {"seconds": time.perf_counter() - began})
             run.write(ENVIRONMENT, origin.record(session, cell.folder))
             run.write(BASE, asdict(found))

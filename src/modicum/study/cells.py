@@ -90,15 +90,12 @@ def base_cell(bench: Bench, split: str) -> Cell:
     return Cell(f"base on the {split} split", bench.held(config, split))
 
 
-def probe_cells(bench: Bench) -> list[Cell]:
-    """A few steps of every arm, at the rate that it names or finds."""
-    found = []
-    for arm in bench.arms:
-        config = bench.config(arm, bench.study.tuning.seed, f"cells/probe/{arm.slug}", None)
-        steps, records = min(PROBE_STEPS, config.steps), replace(config.records, anatomy=False)
-        config = replace(config, steps=steps, evaluation=Held(eval_problems=0), records=records)
-        found.append(bench.cell(f"probe {arm.name}", config, "test"))
-    return found
+def probe_cell(bench: Bench, arm: PlannedArm) -> Cell:
+    """A few steps of an arm, at the rate that it names or finds."""
+    config = bench.config(arm, bench.study.tuning.seed, f"cells/probe/{arm.slug}", None)
+    steps, records = min(PROBE_STEPS, config.steps), replace(config.records, anatomy=False)
+    config = replace(config, steps=steps, evaluation=Held(eval_problems=0), records=records)
+    return bench.cell(f"probe {arm.name}", config, "test")
 
 
 def tune(bench: Bench) -> dict[str, Choice]:
@@ -192,7 +189,8 @@ def cost(bench: Bench) -> CostEstimate:
 
     A run takes the seconds of a step of its probe for each of its steps, and those of the evaluation.
     Where training makes completions longer than the base's, a step takes longer."""
-    study, base, cells = bench.study, base_cell(bench, "test"), probe_cells(bench)
+    study, base = bench.study, base_cell(bench, "test")
+    cells = [probe_cell(bench, arm) for arm in bench.arms]
     bench.evaluate(base)
     bench.run(cells, retry_failed=True)
     more = float(read_object(base.folder / SECONDS)["seconds"]) + START_SECONDS

@@ -30,6 +30,7 @@ class ArmRuns(Frozen):
     """What an arm's final runs came to; `scores` has one array [problems] for each seed."""
 
     arm: PlannedArm
+    folders: Mapping[int, Path]  # by seed, whether there is a run or not
     scores: Mapping[int, NDArray[np.float64]]
     results: Mapping[int, Mapping[str, Any]]
     steps: Mapping[int, float]  # median seconds of a step, by seed
@@ -71,17 +72,16 @@ def collect(study: Study, folder: Path) -> Collected:
                 raise UserError(f"{which} was judged on other problems than the base")
     # Runs that name the same base, in one dtype, are of the same.
     known: dict[tuple[Any, ...], tuple[Path, dict[str, Any]]] = {}
-    runs = (final(study, folder, found.arm).values() for found in outcomes)
+    runs = (found.folders.values() for found in outcomes)
     for run in [path, *itertools.chain.from_iterable(runs)]:
         own = base_of(run)
-        hashes = {name: value for name, value in own.items() if name.endswith("_hash")}
-        if hashes:
+        if hashes := {name: value for name, value in own.items() if name.endswith("_hash")}:
             first, others = known.setdefault((own.get("model"), own.get("dtype")), (run, hashes))
             if hashes != others:
                 why = f"though both name {own.get('model')}: their hashes differ"
                 raise UserError(f"{run} and {first} are of different base models, {why}")
-    runs = (final(study, folder, found.arm)[seed] for found in outcomes for seed in found.results)
-    return Collected(study, base, outcomes, *_levels(path, base), devices(runs))
+    done = (found.folders[seed] for found in outcomes for seed in found.results)
+    return Collected(study, base, outcomes, *_levels(path, base), devices(done))
 
 
 def devices(runs: Iterable[Path]) -> tuple[str, ...]:
@@ -96,8 +96,9 @@ def final(study: Study, folder: Path, arm: PlannedArm) -> dict[int, Path]:
 
 def outcome(study: Study, arm: PlannedArm, folder: Path, tuned: Mapping[str, Any]) -> ArmRuns:
     """What the final runs of an arm in a folder came to; `tuned` has its choice of a rate."""
+    folders = final(study, folder, arm)
     scores, results, steps, failed = {}, {}, {}, []
-    for seed, path in final(study, folder, arm).items():
+    for seed, path in folders.items():
         if (path / RESULT).is_file():
             result = read_object(path / RESULT)
             scores[seed] = np.array(result["trained"][SCORES[study.primary]])
@@ -107,7 +108,7 @@ def outcome(study: Study, arm: PlannedArm, folder: Path, tuned: Mapping[str, Any
         elif why := failure(path):
             failed.append(f"seed {seed}: {why}")
     choice = fill(Choice, tuned, str(folder / "tuning.json"))
-    return ArmRuns(arm, scores, results, steps, tuple(failed), choice)
+    return ArmRuns(arm, folders, scores, results, steps, tuple(failed), choice)
 
 
 def cost(outcome: ArmRuns, control: ArmRuns, timed: bool = True) -> ArmCost:
@@ -155,13 +156,10 @@ def difficulty(found: Collected, outcome: ArmRuns) -> tuple[DifficultyLevel, ...
     """Mean score of an arm over seeds and problems of each level, beside the base's."""
     levels = np.array(found.levels)
     scores = np.array(list(outcome.scores.values()))
-    return tuple(
-        DifficultyLevel(
-            name,
-            int(chosen.sum()),
-            float(scores[:, chosen].mean()) if len(scores) else None,
-            float(found.base_scores[chosen].mean()),
-        )
-        for name in found.level_names
-        for chosen in [levels == name]
-    )
+    rows = []
+    for name in found.level_names:
+        chosen = levels == name
+        reached = float(scores[:, chosen].mean()) if len(scores) else None
+        base = float(found.base_scores[chosen].mean())
+        rows.append(DifficultyLevel(name, int(chosen.sum()), reached, base))
+    return tuple(rows)

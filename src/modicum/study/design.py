@@ -110,8 +110,7 @@ class Study(Frozen):
     def __post_init__(self) -> None:
         check_limits(self)
         for name in ("arms", "seeds"):
-            values = getattr(self, name)
-            if len(set(values)) < len(values):
+            if len(set(values := getattr(self, name))) < len(values):
                 raise UserError(f"{name} holds an entry twice")
         if not self.seeds or min(self.seeds) < 0:
             raise UserError("seeds must be at least one whole number, none below 0")
@@ -121,8 +120,7 @@ class Study(Frozen):
             raise UserError("arms needs at least two entries, the control and another")
         if self.control not in self.arms:
             raise UserError(f"control: {self.control!r} is not among the arms")
-        odd = [name for name in self.extra if name not in self.arms]
-        if odd:
+        if odd := [name for name in self.extra if name not in self.arms]:
             raise UserError(f"[arm.{odd[0]!r}] is not in arms; {nearest(odd[0], self.arms)}")
 
 

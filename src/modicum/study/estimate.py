@@ -118,8 +118,7 @@ def spread(table_SI: Table) -> Spread:
 
 def table(scores: ArrayLike) -> Table:
     """Scores as seeds x problems; one row may come flat. UserError for fewer than two problems."""
-    table_SI = np.atleast_2d(np.asarray(scores, dtype=np.float64))
-    if table_SI.shape[1] < 2:
+    if (table_SI := np.atleast_2d(np.asarray(scores, dtype=np.float64))).shape[1] < 2:
         raise UserError(f"scores must be of at least two problems, not of {table_SI.shape[1]}")
     return table_SI
 
@@ -166,6 +165,12 @@ class Estimate(Frozen):
             low, high = min(low, over.low), max(high, over.high)
         return Interval(mean, low, high)
 
+    @property
+    def difference(self) -> Difference:
+        """The limits of an estimate of a difference."""
+        narrow, wide = self.interval(0.90), self.interval(0.95)
+        return Difference(self.mean, narrow.low, narrow.high, wide.low, wide.high, self.method)
+
     def p_at_most(self, value: float) -> float:
         """The p-value of the hypothesis that the true mean is `value` or less."""
         return 1 - self._p(value) if value > self.mean else self._p(value)
@@ -202,12 +207,6 @@ def estimate(
     if rng is None or found.none or found.num_seeds <= MAX_T_SEEDS:
         return Estimate(found, bounds, problems_I=problems_I)
     return Estimate(found, bounds, pivots(table_SI, rng), problems_I)
-
-
-def difference(found: Estimate) -> Difference:
-    """The limits of an estimate of a difference."""
-    narrow, wide = found.interval(0.90), found.interval(0.95)
-    return Difference(found.mean, narrow.low, narrow.high, wide.low, wide.high, found.method)
 
 
 def pivots(table_SI: Table, rng: Generator, resamples: int = RESAMPLES) -> Column:
@@ -280,8 +279,7 @@ def _end(excess: Callable[[float], float], ratio: float, sign: float) -> float |
     """Where `excess` first becomes positive from `ratio` on; None where it does not."""
     inside, step = ratio, 0.01
     for _ in range(MAX_STEPS):
-        outside = ratio + sign * step
-        if excess(outside) > 0:
+        if excess(outside := ratio + sign * step) > 0:
             for _ in range(20):  # bisection to a millionth of the bracket
                 middle = (inside + outside) / 2
                 inside, outside = (inside, middle) if excess(middle) > 0 else (middle, outside)

@@ -90,8 +90,7 @@ class Bench(Frozen):
         number, began = itertools.count(1), time.perf_counter()
 
         def ended(cell: Cell) -> None:
-            seconds = time.perf_counter() - began
-            self.observer.ended(next(number), len(waiting), cell, seconds)
+            self.observer.ended(next(number), len(waiting), cell, time.perf_counter() - began)
 
         if waiting:
             Queue(self, waiting, ended).run()
@@ -138,8 +137,7 @@ class Queue:
         while self.waiting and len(self.running) < self.launcher.jobs:
             if time.monotonic() < self.look:
                 return
-            cell = next((cell for cell in self.waiting if not cell.taken), None)
-            if cell is None:
+            if (cell := next((cell for cell in self.waiting if not cell.taken), None)) is None:
                 if not self.look:
                     self.bench.observer.say(f"waiting: {self.waiting[0].taken}")
                 self.look = time.monotonic() + LOOK_SECONDS

@@ -156,8 +156,7 @@ def _placed(study: Source, out: Path | str, begun: bool = False) -> tuple[Study,
         # A file has 1.0 where Python may have said 1, and its settings are checked.
         made = design.parse(tables, "study")
     else:
-        path = Path(study).expanduser()
-        if path.is_dir():
+        if (path := Path(study).expanduser()).is_dir():
             path, folder = path / "study.toml", path
         elif not out:
             name = path.stem if path.stem != "study" else path.resolve().parent.name
@@ -173,14 +172,12 @@ def begin(study: Study, folder: Path, threads: int, kind: Kind = "study") -> Stu
 
     After a try or a final run only arms and seeds may be added; until then another text starts
     anew. `threads` of a run are the launcher's, unless the study says how many."""
-    path = folder / f"{kind}.toml"
-    if path.is_file():
+    if (path := folder / f"{kind}.toml").is_file():
         old = design.read(path)
         study = replace(study, threads=study.threads or old.threads)
         if any((folder / "cells" / stage).exists() for stage in ("tune", "final")):
             for name in design.FREE:
-                lost = [str(e) for e in getattr(old, name) if e not in getattr(study, name)]
-                if lost:
+                if lost := [str(e) for e in getattr(old, name) if e not in getattr(study, name)]:
                     raise UserError(f"{folder} has {name} that the file has not: {', '.join(lost)}")
             fixed = (design.fixed(one, old.arms, kind) for one in (old, study))
             for line, new in itertools.zip_longest(*fixed):

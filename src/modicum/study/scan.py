@@ -156,7 +156,7 @@ def _standing(
     config, more = arm.settings, dict[str, Any]()
     if found.results:
         first, *_ = found.results
-        config = read_toml(collect.final(study, root, arm)[first] / "config.toml")
+        config = read_toml(found.folders[first] / "config.toml")
         more["parameters"] = found.results[first]["trainable_parameters"]
         more["seconds"] = fmean(result["seconds"] for result in found.results.values())
     rate = config.get("optimizer", {}).get("learning_rate")

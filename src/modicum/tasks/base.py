@@ -94,13 +94,11 @@ class Procedural(Spec, ABC):
     def problem(self, split: Split, seed: int, index: int) -> Problem:
         """The first at (split, seed, index) that a hash puts into `split`; UserError after
         2,000."""
-        levels = self.levels()
-        if len(levels) > 1:
+        if len(levels := self.levels()) > 1:
             return levels[index % len(levels)].problem(split, seed, index // len(levels))
         rng = stream(self.origin(), check_split(split), seed, index)
         for _ in range(MAX_TRIES):
-            made = self.make(rng, split)
-            if made is not None and split_of(made.id) == split:
+            if (made := self.make(rng, split)) is not None and split_of(made.id) == split:
                 return replace(made, id=f"{self}/{split}/{seed}/{index}")
         raise UserError(f"{self} has no problem for the split {split!r}; make its numbers larger")
 

@@ -3,7 +3,6 @@
 A task says where its rows come from (`Hub`, or a local `path`) and how they are read (`reader`).
 `loading` makes problems of them."""
 
-import copy
 import hashlib
 import json
 import os
@@ -47,6 +46,7 @@ class DataTask(Spec, ABC):
     bad_rows: BadRows = field(default="refuse", kw_only=True)
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check_path(self.name, self.path)
 
     def problem(self, split: Split, seed: int, index: int) -> Problem:
@@ -81,16 +81,13 @@ class DataTask(Spec, ABC):
 
     def found_in(self, folders: Sequence[Path]) -> Self:
         """The same task, its relative path looked for in these folders, in this order."""
-        made = copy.copy(self)
-        object.__setattr__(made, "folders", tuple(folders))  # no field: it changes no expression
-        return made
+        return self.having(folders=tuple(folders))
 
     def without(self, ids: Collection[str], note: str) -> Self:
         """The same task without these problems, and with a note that says so."""
-        kept, made = self._kept.shelf.items(), copy.copy(self)
-        rest = {split: tuple(p for p in some if p.id not in ids) for split, some in kept}
-        object.__setattr__(made, "kept", LoadedRows(rest, (*self.notes(), note)))
-        return made
+        shelf = self._kept.shelf.items()
+        rest = {split: tuple(p for p in some if p.id not in ids) for split, some in shelf}
+        return self.having(kept=LoadedRows(rest, (*self.notes(), note)))
 
     @property
     def _kept(self) -> LoadedRows:
@@ -126,8 +123,7 @@ class DataTask(Spec, ABC):
         """(part, role, path) of each local file; their names are what ids call them."""
         if self.path is None:
             return []
-        place = self._place(self.path)
-        if not Path(place).is_dir():
+        if not Path(place := self._place(self.path)).is_dir():
             return [(self._file_name(place), "hash", place)]
         parts, source = readers.find(self.name, Path(place)), self.source()
         # The official test set is the split test: without it there is none.

@@ -61,8 +61,7 @@ def worked(task: Task, problem: Problem, style: str) -> str | None:
 
 def thought_of(task: Task, problem: Problem) -> str:
     """The way to the answer, without the marks of one; empty where nobody says it."""
-    text = problem.data.get("solution")
-    if isinstance(text, str):
+    if isinstance(text := problem.data.get("solution"), str):
         text = text.partition("</think>")[0].rpartition("<think>")[2].partition("<answer>")[0]
         return BOX.sub(r"\1", CALCULATOR.sub("", HASHES.sub("", text))).strip()
     return task.working(problem) if isinstance(task, Procedural) else ""
@@ -75,10 +74,9 @@ def without(task: Task, examples: Examples) -> Task:
         return task
     shown = {_key(question) for question, _ in examples}
     if isinstance(task, DataTask):
-        size = task.size("train") or 0
-        found = (task.problem("train", 0, index) for index in range(size))
+        found = whole(task, "train")
         ids = {problem.id for problem in found if _key(problem.question) in shown}
-        if len(ids) < size:
+        if len(ids) < len(found):
             return task.without(ids, f"{len(ids)} train problems are worked examples")
     return cast(Task, Rest(task, shown))
 
@@ -138,8 +136,7 @@ class Sizes(Frozen):
         if self.examples:
             why += f", with {len(self.examples)} worked examples"
         sizes = {problem.id: self.of(problem) for problem in problems}
-        long = {name: tokens for name, tokens in sizes.items() if tokens > limit}
-        if not long:
+        if not (long := {name: tokens for name, tokens in sizes.items() if tokens > limit}):
             return long, f"none of {len(sizes)} prompts has more than {limit} tokens ({why})"
         first, most = ", ".join(list(long)[:3]) + ", ..." * (len(long) > 3), max(long.values())
         some = f"prompts of more than {limit} tokens ({why}): {len(long)} of {len(sizes)}, {first}"

@@ -132,8 +132,7 @@ class GivenTask(DataTask):
         named = dict(problems) if isinstance(problems, Mapping) else {"": problems}
         if "validation" in named:
             named["tune"] = named.pop("validation")
-        wrong = [part for part in named if part not in FILES]
-        if wrong or not named:
+        if (wrong := [part for part in named if part not in FILES]) or not named:
             what = f"{type(problems).__name__} with {next(iter(wrong), 'nothing')!r}"
             known = "a list of dicts, or {'train': [...], 'test': [...]}"
             raise UserError(f"task: problems are {known}, not {what}")

@@ -169,8 +169,7 @@ def _chat(record: Record, column: str, turns: Turns) -> tuple[str, str | None]:
 
 def _said(record: Record, column: str, turn: Mapping[str, Any]) -> tuple[str, str]:
     """Who speaks in a turn, and the text, which may be in parts."""
-    content = turn.get("content", turn.get("value"))
-    if isinstance(content, list | tuple):
+    if isinstance(content := turn.get("content", turn.get("value")), list | tuple):
         parts = [part.get("text") if isinstance(part, Mapping) else part for part in content]
         texts = [part for part in parts if isinstance(part, str)]
         content = "".join(texts) if len(texts) == len(parts) else content

@@ -5,12 +5,11 @@ Its reply to a request is {"value": ...}, {"fault": ...} when the data set refus
 
 No scorer may evaluate a model's text. Those of `EVALUATED` would (`eval`, or sympy's parser), and
 are shown only what is plain arithmetic by its syntax tree. A data set whose source evaluates
-something, and that is named neither there nor in `OWN`, is refused."""
+something, and that is named neither there nor in `OWN`, is refused. gym.toml has the names."""
 
 import ast
 import dataclasses
 import datetime
-import importlib
 import inspect
 import json
 import operator
@@ -19,10 +18,12 @@ import re
 import sys
 import time
 import tokenize
+import tomllib
 import types
 import typing
 from collections.abc import Sequence
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 from modicum.child import serve
@@ -37,21 +38,10 @@ FAILURES = (
 
 KEY = operator.itemgetter("name", "settings", "level", "seed")  # of a request
 PLAIN = (int, float, bool, str)
-# Where `answer` is None an example stands in the metadata.
-EXAMPLES = ("possible_answer", "example_answer", "example_correct_answer")
-_SYMBOLIC = "sin cos tan asin acos atan sec csc cot sinh cosh tanh exp log ln sqrt Abs"
-SYMBOLIC = frozenset(_SYMBOLIC.split())
-# Data sets whose scorer evaluates the answer, and the functions that a right one may call.
-NO_SYMPY = ("binary_matrix", "n_queens", "spiral_matrix", "string_insertion")
-EVALUATED: dict[str, frozenset[str]] = {
-    **dict.fromkeys((*NO_SYMPY, "polynomial_multiplication", "countdown", "puzzle24"), frozenset()),
-    **dict.fromkeys(("intermediate_integration", "simple_integration"), SYMBOLIC),
-}
-# These evaluate only what they made themselves (read in version 0.1.25).
-_OWN = "basic_arithmetic bitwise_arithmetic codeio gsm_symbolic number_sorting propositional_logic"
-OWN = frozenset(_OWN.split())
-BUILT_IN = frozenset({"eval", "exec", "compile"})  # as a method, compile is another thing
-LIBRARY = frozenset(("parse_expr", "parse_latex", "sympify", "S", "lambdify"))
+READ = tomllib.loads(Path(__file__).with_name("gym.toml").read_text("utf-8"))
+EVALUATED = {name: frozenset(functions.split()) for name, functions in READ["evaluated"].items()}
+SETS = ("examples", "no_sympy", "own", "built_in", "library")
+EXAMPLES, NO_SYMPY, OWN, BUILT_IN, LIBRARY = (READ[name].split() for name in SETS)
 MAX_EXPONENT = 200
 NOT_A_NUMBER = re.compile(r"(?i)(?<![a-z])(?:nan|inf(?:inity)?)[ij]?(?![a-z])")
 NODES = (
@@ -78,8 +68,7 @@ def describe(name: str) -> dict[str, Any]:
 
     if name not in DATASETS or name == "composite":
         return {"value": {"known": sorted(set(DATASETS) - {"composite"})}}
-    known = name in EVALUATED or name in OWN
-    if not known and evaluates(DATASETS[name][0]):
+    if name not in {*EVALUATED, *OWN} and evaluates(DATASETS[name][0]):
         return {"fault": "its scorer may run the model's text as code; it is not allowed"}
     config, settings = DATASETS[name][1], {}
     hints = typing.get_type_hints(config)
@@ -180,12 +169,6 @@ def score(request: dict[str, Any]) -> dict[str, Any]:
     return {"value": float(dataset.score_answer(request["answer"], entry))}
 
 
-def begin() -> str:
-    """The first line, once the library is loaded."""
-    importlib.import_module("reasoning_gym")
-    return json.dumps({"value": True})
-
-
 def answer(request: dict[str, Any], _: object) -> str:
     """The reply to a request; what a data set raises ends in {"failed": ...}."""
     actions = {"make": make, "score": score, "describe": lambda r: describe(r["name"])}
@@ -254,8 +237,8 @@ def evaluates(cls: type) -> bool:
     called = [node.func for node in ast.walk(tree) if isinstance(node, ast.Call)]
     names = {function.id for function in called if isinstance(function, ast.Name)}
     methods = {function.attr for function in called if isinstance(function, ast.Attribute)}
-    return bool(names & (BUILT_IN | LIBRARY) or methods & (LIBRARY | {"eval"}))
+    return bool(names & {*BUILT_IN, *LIBRARY} or methods & {*LIBRARY, "eval"})
 
 
 if __name__ == "__main__":
-    serve(answer, begin, RLIMIT_AS=MAX_MEMORY, RLIMIT_FSIZE=0, RLIMIT_CORE=0)
+    serve(answer, "reasoning_gym", RLIMIT_AS=MAX_MEMORY, RLIMIT_FSIZE=0, RLIMIT_CORE=0)

@@ -17,7 +17,7 @@ from modicum.grading.quantities import quantity
 from modicum.grading.spelling import clean
 from modicum.limits import Limits
 from modicum.tasks.base import Level, Procedural, only, split_of
-from modicum.types import Grade, Problem, Split, UserError
+from modicum.types import Grade, Problem, Split
 
 Matrix = tuple[tuple[Fraction, ...], ...]
 
@@ -113,20 +113,10 @@ class MatrixTask(Procedural):
     rows: Annotated[Level, Limits(2, 8)] = 3
     magnitude: Annotated[int, Limits(2, 999)] = 5
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.kind not in ASKED:
-            raise UserError(f"matrix: kind is rref or inverse, not {self.kind!r}")
-
     def grade(self, problem: Problem, text: str) -> Grade:
         """Right if the marked matrix (`read`) is the one asked for; lenient: the last of the text."""
-        gold = read(problem.answer)
-
-        def verdict(answer: str) -> bool | tuple[bool, str]:
-            matrix = read(answer)
-            return matrix == gold if matrix else (False, "is no matrix of exact numbers")
-
-        return answers.judge(text, verdict, find_last)
+        gold, none = read(problem.answer), (False, "is no matrix of exact numbers")
+        return answers.judge(text, lambda a: m == gold if (m := read(a)) else none, find_last)
 
     def make(self, rng: random.Random, split: Split) -> Problem | None:
         count = only(self.rows)
@@ -138,8 +128,7 @@ class MatrixTask(Procedural):
             columns_above = zip(*entries[:-1], strict=True)
             entries[-1] = [sum(t * e for t, e in zip(times, c, strict=True)) for c in columns_above]
         matrix = exact(entries)
-        shown = write(matrix)
-        if split_of(shown) != split:
+        if split_of(shown := write(matrix)) != split:
             return None  # before it is solved, which is what takes time
         gold = rref(matrix) if self.kind == "rref" else inverse(matrix)
         if gold is None or not any(map(any, matrix)) or gold in shortcuts(matrix):

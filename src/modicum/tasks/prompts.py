@@ -49,8 +49,7 @@ class Chat(NamedTuple):
             except (*faults, TypeError, ValueError) as error:
                 fault = fault if in_parts else " ".join(str(error).split())
                 continue
-            missing = self._missing(text)
-            if not missing and not (in_parts and PART.search(text)):
+            if not (missing := self._missing(text)) and not (in_parts and PART.search(text)):
                 return text
             lacks = lacks or missing
         what = f"leaves out {lacks}; --template r1_zero or plain does without it"

@@ -13,6 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from modicum.disk import reading
 from modicum.hub import silence
 from modicum.types import UserError
 
@@ -21,6 +22,8 @@ PACKED = {".gz": "gzip", ".bz2": "bz2", ".zst": "zstd"}
 SAVED = ("state.json", "dataset_dict.json")  # what `save_to_disk` leaves in a folder
 PARTS = {"train": "train", "tune": "tune|valid|dev|eval", "test": "test"}
 """Names of a folder's files, at the beginning of a word, by what they are for."""
+
+Names = Sequence[str]  # of parts, of columns
 
 
 class Record(NamedTuple):
@@ -42,12 +45,8 @@ def read(path: str) -> list[Record]:
     """All rows of the file, by the ending of its name; UserError when there are none."""
     if ending(path) not in READERS:
         raise UserError(f"{path}: files end in {ENDS}")
-    try:
+    with reading(path):
         records = list(READERS[ending(path)](path, _bytes(path)))
-    except FileNotFoundError:
-        raise UserError(f"there is no file {path}") from None
-    except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror or error}") from None
     if not records:
         raise UserError(f"{path} holds no rows")
     return records
@@ -59,8 +58,7 @@ def find(task: str, folder: Path) -> dict[str, list[str]]:
     files = sorted(path for path in names.values() if ending(path) in READERS and path.is_file())
     found: dict[str, list[Path]] = {part: [] for part in PARTS}
     for path in files:
-        parts = parts_of(path.name)
-        if len(parts) > 1:
+        if len(parts := parts_of(path.name)) > 1:
             raise UserError(f"{task}: {path} is named for both {' and '.join(parts)}")
         if parts:
             found[parts[0]].append(path)
@@ -120,8 +118,7 @@ def _record(where: str, number: int, value: object) -> Record:
 
 
 def _read_jsonl(path: str, raw: bytes) -> Iterator[Record]:
-    text = _text(path, raw)
-    if _runs_on(text.lstrip()):
+    if _runs_on((text := _text(path, raw)).lstrip()):
         hint = ".jsonl has an object on each line, and a list of objects is named .json"
         raise UserError(f"{path}: its rows run over several lines; {hint}")
     # Not splitlines(): it also cuts at U+2028, which JSON allows inside a text.
@@ -167,8 +164,7 @@ def _parse(path: str, content: str, above: int = 0) -> Any:
 
 
 def _read_csv(path: str, raw: bytes, delimiter: str = ",") -> Iterator[Record]:
-    content = io.StringIO(_text(path, raw), newline="")
-    reader = csv.reader(content, delimiter=delimiter, strict=True)
+    reader = csv.reader(io.StringIO(_text(path, raw), newline=""), delimiter=delimiter, strict=True)
     header: list[str] = []
     line = 1  # a quoted text may run over lines: a row stands where it begins
     try:
@@ -220,11 +216,7 @@ ENDS = f"{', '.join(READERS)}, or one of these and {', '.join(PACKED)}"
 
 
 def from_hub(
-    task: str,
-    name: str,
-    config: str | None,
-    parts: Sequence[str] | None,
-    unread: Sequence[str] = (),
+    task: str, name: str, config: str | None, parts: Names | None, unread: Names = ()
 ) -> dict[str, list[Record]]:
     """The rows of `parts` (None: of all) of a data set, one of the hub or a folder of `datasets`,
     without the columns `unread`; UserError, which begins with `task`, when it cannot be had."""
@@ -260,7 +252,7 @@ def from_hub(
     return {part: _hub_records(f"{name} {part}".strip(), found[part], unread) for part in parts}
 
 
-def _hub_records(origin: str, rows: Any, unread: Sequence[str]) -> list[Record]:
+def _hub_records(origin: str, rows: Any, unread: Names) -> list[Record]:
     dropped = [column for column in getattr(rows, "column_names", ()) if column in unread]
     rows = rows.remove_columns(dropped) if dropped else rows
     return [Record(f"{origin}, row {i}", i, row) for i, row in enumerate(rows, start=1)]

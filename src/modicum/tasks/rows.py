@@ -31,8 +31,7 @@ def value_at(values: Any, name: str) -> Any:
 
 
 def _step(values: Any, name: str) -> Any:
-    values = opened(values)
-    if isinstance(values, Mapping):
+    if isinstance(values := opened(values), Mapping):
         return values.get(name, MISSING)
     if isinstance(values, list | tuple) and PLACE.fullmatch(name):
         return values[int(name)] if -len(values) <= int(name) < len(values) else MISSING
@@ -87,8 +86,7 @@ def value(record: Record, column: str) -> Any:
     """What stands in `column`; UserError when that is nothing."""
     if record.fault is not None:
         raise UserError(record.fault)
-    found = value_at(record.values, column)
-    if found is MISSING or found is None:
+    if (found := value_at(record.values, column)) is MISSING or found is None:
         raise UserError(f"{record.where}: {column!r} is {'null' if found is None else 'missing'}")
     return found
 

@@ -4,10 +4,10 @@ docs/tasks.md says which rows are taken, how they are divided, and whose they ar
 2103.03874, 2305.20050, 2506.04178)."""
 
 import re
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 from modicum import answers
-from modicum.limits import within
+from modicum.limits import Limits
 from modicum.spec import nearest
 from modicum.tasks import rows
 from modicum.tasks.dataset import Columns, ColumnTask, HeldOut, Hub, Reader, RowPart
@@ -41,13 +41,8 @@ class MathTask(ColumnTask):
     """What `math` and `math500` share: columns, levels, subjects."""
 
     columns: ClassVar[Columns] = (("problem",), ("answer", "solution"))
-    levels: tuple[int, ...] = ()
+    levels: Annotated[tuple[int, ...], Limits(1, 5)] = ()
     subject: str | None = None
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        for level in self.levels:
-            within(f"{self.name}: levels", level, 1, 5)
 
     def reader(self, part: RowPart) -> Reader:
         """A level or subject is needed only when it is asked for."""
@@ -87,11 +82,9 @@ def _plain(subject: str) -> str:
 
 def _level(record: Record) -> float | None:
     """The level of a row, from 3, "3" or "Level 3"; None when it is not known."""
-    value = record.values.get("level")
-    if value is None or value == UNKNOWN:
+    if (value := record.values.get("level")) is None or value == UNKNOWN:
         return None
-    match = LEVEL.fullmatch(str(value).strip())
-    if match is None or isinstance(value, bool):
+    if (match := LEVEL.fullmatch(str(value).strip())) is None or isinstance(value, bool):
         raise UserError(f"'level' must be 1 to 5 or such as 'Level 3', not {value!r}")
     return float(match[1])
 

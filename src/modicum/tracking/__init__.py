@@ -69,8 +69,7 @@ class Tracker(AbstractContextManager["Tracker"]):
 
 def check(settings: Tracking) -> None:
     """UserError when the tracker cannot be used here; cheap, so that it can come first."""
-    name = settings.tracker
-    if name == "none":
+    if (name := settings.tracker) == "none":
         return
     library = LIBRARIES[name]
     for module in library.modules:
@@ -88,8 +87,7 @@ def open(
     settings: Tracking, run_folder: Path, run_name: str, config: Any, resumed_at: int, note: Note
 ) -> Tracker:
     """The tracker of a run that begins, or goes on after `resumed_at` steps; UserError if it cannot."""
-    name = settings.tracker
-    if name == "none":
+    if (name := settings.tracker) == "none":
         return Tracker()
     check(settings)
     record, tracker = run_folder / RECORD, Tracker(name, note, resumed_at)
@@ -99,8 +97,7 @@ def open(
             found = json.loads(record.read_text(encoding="utf-8"))
             past = str(found["id"]) if found["tracker"] == name else None
         except (OSError, ValueError, KeyError, TypeError):
-            why = f"{record} is damaged; without it a new run of {name} begins"
-            raise UserError(why) from None
+            raise UserError(f"{record} is damaged; without it a new run of {name} begins") from None
     start = Start(settings, folder, run_name, hyperparameters(config), past, resumed_at)
 
     def begin() -> None:

@@ -94,8 +94,7 @@ def tensorboard(start: Start) -> Backend:
 
 def wandb(start: Start) -> Backend:
     """A run in RUN/wandb, for `wandb sync`; online, the library's own settings hold."""
-    online = start.settings.tracker_online
-    if not online:
+    if not (online := start.settings.tracker_online):
         os.environ["WANDB_ERROR_REPORTING"] = "false"  # read at import
     library = load("wandb")
     run = library.init(
@@ -151,8 +150,7 @@ def _trackio_offline(folder: Path) -> Iterator[None]:
 
 def mlflow(start: Start) -> Backend:
     """A run in a SQLite store; online, on the server that is set."""
-    online = start.settings.tracker_online
-    if not online:
+    if not (online := start.settings.tracker_online):
         os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"  # read at import
     entities, tracking = load("mlflow.entities"), load("mlflow.tracking")
     # After the import, which sets levels. What MLflow logs with a traceback it also raises.
@@ -183,10 +181,8 @@ def mlflow(start: Start) -> Backend:
         metrics = [entities.Metric(name, number, now, step) for name, number in values.items()]
         client.log_batch(run, metrics=metrics)
 
-    def close(failed: bool) -> None:
-        client.set_terminated(run, status="FAILED" if failed else "FINISHED")
-
-    return Backend(run, log, close)
+    ends = ("FINISHED", "FAILED")
+    return Backend(run, log, lambda failed: client.set_terminated(run, status=ends[failed]))
 
 
 LIBRARIES = {

@@ -10,6 +10,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from modicum import live, machine, parallel, plan, runs, tracking
 from modicum.config import Tracking, TrainConfig
 from modicum.engine.logprobs import Heard
@@ -88,7 +90,7 @@ def train(
         plan.check(config, parts)
         machine.reuse_memory()
         machine.reset_peak()
-        before = machine.resident_bytes()
+        before = psutil.Process().memory_info().rss
         session = origin.prepare_like(config, parts, past, team)
         policy = session.policy
         first = session.task.problem("train", config.seed, 0)

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from modicum.limits import Share, within
+from modicum.limits import Limits, Share
 from modicum.updates.base import Scheduled
 from modicum.updates.members import Steps
 from modicum.updates.schedule import Decision, Named, Schedule
@@ -164,7 +164,7 @@ class Rgn(Scheduled):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        within(f"{self.name}: window (every is the most)", self.window, 1, self.every)
+        Limits(1, self.every).check(f"{self.name}: window (every is the most)", self.window)
 
 
 class Snr(Rgn):
