@@ -5,6 +5,7 @@ wrote is escaped. `page.html` and `page.md` have a macro for each kind of block.
 
 import base64
 import hashlib
+import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -14,12 +15,12 @@ from markupsafe import Markup
 
 from modicum.disk import make_folder
 from modicum.report import runs, words
-from modicum.report.document import Document, Figure
+from modicum.report.document import Browsed, Document, Figure
 from modicum.report.read import load
 from modicum.report.study import document as studies
 from modicum.report.study.read import load as load_study
 from modicum.report.style import Drawn, drawn, styled
-from modicum.report.words import marked, printable
+from modicum.report.words import UNPRINTABLE, marked, printable
 from modicum.status import STUDY
 from modicum.types import UserError
 
@@ -73,11 +74,11 @@ def draw(figures: Iterable[Figure]) -> dict[str, Drawn]:
 def write_document(document: Document, to: Places) -> Path:
     """Write the page, NAME.svg and NAME.pdf of every figure, and the Markdown."""
     found = draw(document.figures())
-    files = {to.report: html(document, found).encode()}
+    files = {to.report: html(document, found, to).encode()}
     for name, figure in found.items():
         files[to.figures / f"{name}.svg"] = figure.svg.encode()
         files[to.figures / f"{name}.pdf"] = figure.pdf
-    files[to.markdown] = markdown(document, to.figures.name).encode()
+    files[to.markdown] = markdown(document, to.figures.name, to.report.parent).encode()
     for path, data in files.items():
         try:
             make_folder(path.parent)
@@ -87,19 +88,37 @@ def write_document(document: Document, to: Places) -> Path:
     return to.report
 
 
-def html(document: Document, drawn: Mapping[str, Drawn]) -> str:
-    """Any document as a page; a figure that is not `drawn` is left out."""
+def html(document: Document, drawn: Mapping[str, Drawn], to: Places | None = None) -> str:
+    """Any document as a page, with links to the files beside it; a figure not `drawn` is left out."""
     script = words.file("page.js").strip()
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     template, css = words.environment().get_template("page.html"), words.file("page.css").strip()
     values = {"css": Markup(css), "script": Markup(script), "script_hash": f"sha256-{digest}"}
-    return template.render(document=document, drawn=drawn, **values)
+    beside = {"data": linked(document, to.report.parent), "to": to} if to else {"data": [], "to": to}
+    return template.render(document=document, drawn=drawn, kept=kept, **values, **beside)
 
 
-def markdown(document: Document, figures: str) -> str:
-    """Any document as Markdown; `figures` is the folder of the figures, relative to it."""
+def linked(document: Document, folder: Path) -> list[str]:
+    """The files that a document is made of, those that lie in or below a folder, relative to it."""
+    inside = (file for file in document.data if file.is_relative_to(folder) and file.is_file())
+    return [file.relative_to(folder).as_posix() for file in inside]
+
+
+def kept(block: Browsed) -> Markup:
+    """All completions of a block as JSON that ends no element: title, gold, columns of each problem."""
+    found = [
+        (p.title, p.gold, [(c.name, c.series, [s[:2] for s in c.samples]) for c in p.columns])
+        for p in block.problems
+    ]
+    text = json.dumps(found, ensure_ascii=False, separators=(",", ":"))
+    return Markup(UNPRINTABLE.sub("\ufffd", text).replace("<", "\\u003c"))
+
+
+def markdown(document: Document, figures: str, folder: Path | None = None) -> str:
+    """Any document as Markdown in a folder; `figures` is that of the figures, relative to it."""
     template = words.environment(escaped=escaped, code=code, fenced=fenced, prose=prose)
-    text = template.get_template("page.md").render(document=document, folder=figures)
+    data = linked(document, folder) if folder else []
+    text = template.get_template("page.md").render(document=document, folder=figures, data=data)
     return text.strip("\n") + "\n"
 
 

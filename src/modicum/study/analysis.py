@@ -76,7 +76,10 @@ def analyse(found: Collected, folder: Path) -> Analysis:
         base=arm_interval(found.base_scores[None, :]),
         control_gain=compared[study.control].gain,
         variance=spread(table(list(control.scores.values()))).components,
-        repeat=(f"modicum study run study.toml --jobs 1 --out {folder.name}-again",),
+        repeat=(
+            f"modicum study run study.toml --out {folder.name}-again    # in this folder",
+            f"modicum study same {folder.name}-again .",
+        ),
     )
     seen, unit = asdict(whole), study.budget.unit
     own = said("of_design", seen["arms"], study, COUNTED.get(unit, unit))
