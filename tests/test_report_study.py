@@ -21,7 +21,6 @@ from modicum.report import document, page, words
 from modicum.report.figures import accuracy, frontier
 from modicum.report.figures import arm_curves as curves
 from modicum.report.figures.curves import TRAINED, line
-from modicum.report.read import PROBLEMS_SHOWN
 from modicum.report.study import read
 from modicum.report.study.document import arms_table
 from modicum.report.study.document import document as document_of

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from modicum.config import TrainConfig
 from modicum.report.style import Figure as Drawing
-from modicum.report.words import NONE, filled, known, memory, printable, say
+from modicum.report.words import NONE, filled, known, printable, say, setting
 from modicum.runs import flat
 from modicum.settings import settings
 from modicum.types import Frozen
@@ -17,7 +17,9 @@ from modicum.types import Frozen
 LETTERS_SHOWN = 1500  # of a question, a completion, a setting
 COLUMNS_SHOWN = 4  # runs side by side; more are rows
 LETTERS_BROWSED = 300_000  # of completions that a page can show
-Texts = Mapping[str, Any]  # by problem: texts, each a `completion` and what is to be said `about` it
+Texts = Mapping[
+    str, Any
+]  # by problem: texts, each a `completion` and what is to be said `about` it
 Draw = Callable[[bool], Drawing]
 Measures = Sequence[tuple[str, Sequence[str]]]  # name -> a text for each run
 
@@ -289,13 +291,5 @@ def compare(configs: Sequence[Any]) -> tuple[dict[str, str], dict[str, tuple[str
 
 def flattened(config: Mapping[str, Any]) -> dict[str, str]:
     """Settings as texts, tables within them flat; what is None is left out."""
-    pairs = [(name, _text(name, value)) for name, value in flat(config) if value is not None]
+    pairs = [(name, setting(name, value)) for name, value in flat(config) if value is not None]
     return {printable(name): printable(text, LETTERS_SHOWN) for name, text in pairs}
-
-
-def _text(name: str, value: Any) -> str:
-    """A setting as people write it: 0.0018, not 0.0018000000000000002; bytes as GiB."""
-    if isinstance(value, str | float):
-        return value if isinstance(value, str) else f"{value:.12g}"
-    sized = name.endswith("_bytes") and isinstance(value, int) and value >= 2**20
-    return memory(value) if sized else json.dumps(value, default=str)

@@ -50,8 +50,8 @@ class HeldCompletion(Frozen):
     num_tokens: int
     finished: bool
     strict: bool
-    lenient: bool | None = None
     difficulty: float | None = None
+    lenient: bool | None = None
 
     @property
     def about(self) -> str:

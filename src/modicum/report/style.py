@@ -32,7 +32,6 @@ Look = tuple[str, str, str, str]  # name, colour, marker, line style
 INK, MUTED, GRID, PAPER = "#24292e", "#5d656c", "#dfe3e6", "#ffffff"
 LETTER = 0.62  # width of a letter of the figures' font, in its size
 LINE = 0.17  # inches of a line of a legend
-BROAD, NARROW = 9.6, 3.7  # inches: a page, and a phone
 STYLE = Path(__file__).with_name("figures.mplstyle")
 
 
@@ -41,6 +40,13 @@ def styled() -> AbstractContextManager[None]:
     from matplotlib import rc_context
 
     return rc_context(fname=STYLE)
+
+
+def across(narrow: bool) -> float:
+    """How many inches wide a figure is by the style in force: on a page, and on a phone."""
+    from matplotlib import rcParams
+
+    return rcParams["figure.figsize"][narrow]
 
 
 def series(number: int) -> tuple[str, str, str]:
@@ -201,14 +207,14 @@ def grid(
     """A figure of one small panel for each title; only the outer ones have numbers, all one scale.
 
     `height` is a panel's, `margin` the room at the left, in inches; no `columns`: small multiples."""
-    most = BROAD if columns else 2.6
+    most = across(False) if columns else 2.6
     columns = columns or min(2 if narrow else 5, len(titles))
     lines = -(-len(titles) // columns)
-    across = NARROW if narrow else BROAD
+    wide = across(narrow)
     top, gap_x, gap_y, bottom = 0.48, 0.16, 0.36, 0.45
-    width = min(most, (across - margin - 0.1 - gap_x * (columns - 1)) / columns)
+    width = min(most, (wide - margin - 0.1 - gap_x * (columns - 1)) / columns)
     down = top + lines * height + (lines - 1) * gap_y + bottom
-    figure = blank(across, down)
+    figure = blank(wide, down)
     panels = []
     for number, title in enumerate(titles):
         line, column = divmod(number, columns)
@@ -219,9 +225,9 @@ def grid(
         outer = number + columns >= len(titles)
         axes.tick_params(labelleft=column == 0, labelbottom=outer, labelsize=7, pad=2)
         panels.append(axes)
-    figure.text(margin / across, 0.08 / down, x_name, color=MUTED, va="bottom")
+    figure.text(margin / wide, 0.08 / down, x_name, color=MUTED, va="bottom")
     # Above, not turned at the side: a tall figure would have it far from what is seen.
-    figure.text(0.02 / across, 1 - 0.06 / down, y_name, color=MUTED, va="top")
+    figure.text(0.02 / wide, 1 - 0.06 / down, y_name, color=MUTED, va="top")
     return figure, panels
 
 

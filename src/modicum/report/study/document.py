@@ -2,7 +2,7 @@
 
 from modicum.report import document as doc
 from modicum.report.document import Builder, Table, TableCell
-from modicum.report.figures import accuracy, arm_curves, changes, frontier
+from modicum.report.figures import accuracy, arm_curves, changes, forest, frontier
 from modicum.report.study.read import StudyRecord, family, ranked
 from modicum.report.words import NONE, say
 from modicum.results import Analysis, ArmResult
@@ -13,7 +13,7 @@ METHOD = ("data", "difference", "margin", "retention", "not_claimed")  # section
 def document(study: StudyRecord, title: str) -> doc.Document:
     """All that is to be said about the study."""
     analysis, report = study.analysis, Builder()
-    report.section("result", "Result", accuracy.differences(analysis), arms_table(analysis))
+    report.section("result", "Result", forest.differences(analysis), arms_table(analysis))
     report.note("ratios")
     said = [say("arm", arm=arm) for arm in ranked(analysis)]
     if said := [text for text in said if not text.endswith("`:")]:
@@ -26,8 +26,9 @@ def document(study: StudyRecord, title: str) -> doc.Document:
     figure = accuracy.by_difficulty(levels, rows, what, bold=analysis.control)
     report.section("difficulty", "By difficulty", figure)
     curves = arm_curves.figures(study)
-    report.section("training", "During training", *curves[:1])
-    for figure in curves[1:]:
+    main = 2 if curves and curves[0].name == "learning-together" else 1
+    report.section("training", "During training", *curves[:main])
+    for figure in curves[main:]:
         report.fold(f"The same against {figure.name.removeprefix('learning-')}", figure)
     if signals := arm_curves.signals(study):
         report.add(doc.Heading("Reward terms, length, entropy and more"), signals)

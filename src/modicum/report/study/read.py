@@ -220,7 +220,9 @@ def _samples(folder: Path, analysis: Analysis) -> dict[str, Any]:
         if letters > LETTERS_KEPT:
             break
         rows = {name: found[key] for name, found in texts.items() if key in found}
-        wrote = {slug: ShownText(r.completion[cut], r.strict, r.lenient) for slug, r in rows.items()}
+        wrote = {
+            slug: ShownText(r.completion[cut], r.strict, r.lenient) for slug, r in rows.items()
+        }
         letters += sum(len(text.completion) for text in wrote.values())
         kept = {slug: asdict(text) for slug, text in wrote.items()}
         problems.append({"question": row.question[cut], "gold": row.gold[cut], "texts": kept})
