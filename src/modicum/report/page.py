@@ -15,7 +15,7 @@ from markupsafe import Markup
 
 from modicum.disk import make_folder
 from modicum.report import runs, words
-from modicum.report.document import Browsed, Document, Figure
+from modicum.report.document import LETTERS_SHOWN, Browsed, Document, Figure
 from modicum.report.read import load
 from modicum.report.study import document as studies
 from modicum.report.study.read import load as load_study
@@ -109,7 +109,14 @@ def linked(document: Document, folder: Path) -> list[str]:
 def kept(block: Browsed) -> Markup:
     """All completions of a block as JSON that ends no element: title, gold, columns of each problem."""
     found = [
-        (p.title, p.gold, [(c.name, c.series, [s[:2] for s in c.samples]) for c in p.columns])
+        (
+            p.title,
+            p.gold,
+            [
+                (c.name, c.series, [(printable(s[0], LETTERS_SHOWN), s[1]) for s in c.samples])
+                for c in p.columns
+            ],
+        )
         for p in block.problems
     ]
     text = json.dumps(found, ensure_ascii=False, separators=(",", ":"))
