@@ -9,7 +9,7 @@ say no more than what was tested.
 
 import json
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import asdict, replace
 from functools import cache
 from pathlib import Path
@@ -26,7 +26,7 @@ from modicum.results import Analysis, ArmResult, ClaimTest, Column, RunBudget
 from modicum.runs import Run, flat, read_object
 from modicum.stats import Interval
 from modicum.study.cells import COUNTED
-from modicum.study.collect import ArmRuns, Collected, collect, cost, difficulty, final
+from modicum.study.collect import ArmRuns, Collected, beside, collect, cost, difficulty, final
 from modicum.study.design import PlannedArm, Study
 from modicum.study.estimate import Estimate, difference, estimate, retention, spread, table
 from modicum.types import UserError
@@ -74,6 +74,7 @@ def analyse(found: Collected, folder: Path) -> Analysis:
         samples_per_problem=base["samples_per_problem"],
         split=base["split"],
         base=arm_interval(found.base_scores[None, :]),
+        beside=_beside(study, [base]),
         control_gain=compared[study.control].gain,
         variance=spread(table(list(control.scores.values()))).components,
         repeat=(
@@ -100,6 +101,7 @@ def _arm(found: Collected, outcome: ArmRuns, judged: ArmResult, folder: Path) ->
         placebo=arm.placebo,
         settings=dict(arm.settings),
         kind=kind_of(arm),
+        beside=_beside(found.study, (of["trained"] for of in outcome.results.values())),
         **vars(outcome.choice),
         difficulty=difficulty(found, outcome),
         cost=cost(outcome, found.outcomes[0], timed=len(found.devices) < 2),
@@ -110,6 +112,10 @@ def _arm(found: Collected, outcome: ArmRuns, judged: ArmResult, folder: Path) ->
         },
         failed=outcome.failed,
     )
+
+
+def _beside(study: Study, evaluations: Iterable[Mapping[str, Any]]) -> dict[str, Interval]:
+    return {name: arm_interval(of) for name, of in beside(study, evaluations).items()}
 
 
 def kind_of(arm: PlannedArm) -> str:
@@ -140,6 +146,12 @@ def same(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
         return {where: value for where, value in every if not VARYING.match(where)}
 
     first, second = settled(one), settled(other)
+    # An analysis of an older version has no reading beside the primary one.
+    if not all(any("beside." in where for where in found) for found in (first, second)):
+        first, second = (
+            {where: value for where, value in found.items() if "beside." not in where}
+            for found in (first, second)
+        )
     return sorted(
         f"{where}: {first.get(where)!r} and {second.get(where)!r}"
         for where in first.keys() | second.keys()

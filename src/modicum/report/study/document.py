@@ -15,6 +15,8 @@ def document(study: StudyRecord, title: str) -> doc.Document:
     analysis, report = study.analysis, Builder()
     report.section("result", "Result", forest.differences(analysis), arms_table(analysis))
     report.note("ratios")
+    if analysis.beside:
+        report.note("readings", primary=analysis.primary)
     said = [say("arm", arm=arm) for arm in ranked(analysis)]
     if said := [text for text in said if not text.endswith("`:")]:
         report.fold("The arms in words", doc.Bullets(tuple(said)))
