@@ -22,7 +22,7 @@ from fake_runs import make, make_whole
 from modicum import cli
 from modicum.report import load, page, style, tables, words, write
 from modicum.report import runs as report_of_runs
-from modicum.report.document import Browsed, Document, Section, SideBySide, Table, compare
+from modicum.report.document import Browsed, Document, Figure, Section, SideBySide, Table, compare
 from modicum.report.figures import accuracy, curves, frontier
 from modicum.report.read import (
     HeldCompletion,
@@ -280,7 +280,7 @@ def test_completions_before_and_after_share_the_base_of_the_first_run(tmp_path):
         ("full", "trained of full says 0"),
         ("last(1)", "trained of last(1) says 0"),
     ]
-    assert "difficulty" in [figure.name for figure in found.figures()]
+    assert "difficulty" in [figure.name for figure in found.blocks(Figure)]
 
 
 def test_of_many_runs_the_first_six_show_what_they_wrote(tmp_path):

@@ -159,7 +159,7 @@ def test_a_table_does_not_repeat_the_heading_above_it() -> None:
 
 
 def test_figures_are_found_where_they_are_folded() -> None:
-    assert document(Text("a"), Folded("b", (FIGURE,))).figures() == [FIGURE]
+    assert document(Text("a"), Folded("b", (FIGURE,))).blocks(Figure) == [FIGURE]
     # One that was not drawn leaves no hole.
     assert "<figure" not in page.html(document(FIGURE), {})
 

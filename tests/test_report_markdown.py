@@ -8,6 +8,7 @@ import pytest
 
 from fake_runs import HOSTILE, make, make_whole
 from modicum.report import load, page, runs
+from modicum.report.document import Figure
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +46,7 @@ def test_figures_are_linked_with_their_text_alternative(text, found):
     names = ["accuracy", "cost", "difficulty", "learning", "training"]
     assert [place for _, place in links] == [f"x figures/{name}.svg" for name in names]
     assert "base 12.3 %, full 34.6 %" in links[0][0]
-    assert text.count(".pdf>)") == len(links) == len(found.figures())
+    assert text.count(".pdf>)") == len(links) == len(found.blocks(Figure))
 
 
 def test_every_row_of_a_table_is_as_long_as_its_head(text):

@@ -116,7 +116,7 @@ def arm_of(analysis: Analysis, name: str) -> ArmResult:
 
 def figures_of(study: StudyRecord) -> list[str]:
     """The names of the figures of a study's report."""
-    return [figure.name for figure in document_of(study, "A study").figures()]
+    return [figure.name for figure in document_of(study, "A study").blocks(document.Figure)]
 
 
 # Page and Markdown -----------------------------------------------------------------------

@@ -5,7 +5,7 @@ A text may hold `code` in backticks. What a model wrote stands in `Sample`s alon
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from modicum.config import TrainConfig
 from modicum.report.style import Figure as Drawing
@@ -17,9 +17,9 @@ from modicum.types import Frozen
 LETTERS_SHOWN = 1500  # of a question, a completion, a setting
 COLUMNS_SHOWN = 4  # runs side by side; more are rows
 LETTERS_BROWSED = 300_000  # of completions that a page can show
-Texts = Mapping[
-    str, Any
-]  # by problem: texts, each a `completion` and what is to be said `about` it
+T = TypeVar("T", bound="Piece")
+# By problem: texts, each a `completion` and what is to be said `about` it.
+Texts = Mapping[str, Any]
 Draw = Callable[[bool], Drawing]
 Measures = Sequence[tuple[str, Sequence[str]]]  # name -> a text for each run
 
@@ -158,11 +158,11 @@ class Document(NamedTuple):
     sections: tuple[Section, ...]
     data: tuple[Path, ...] = ()  # files that it is made of
 
-    def figures(self) -> list[Figure]:
-        """Its figures in order."""
+    def blocks(self, kind: type[T]) -> list[T]:
+        """Its blocks of a kind in order, the folded ones too."""
         blocks = (block for section in self.sections for block in section.blocks)
         parts = (part for block in blocks for part in getattr(block, "parts", (block,)))
-        return [part for part in parts if isinstance(part, Figure)]
+        return [part for part in parts if isinstance(part, kind)]
 
 
 def browsed(

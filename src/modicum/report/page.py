@@ -40,18 +40,20 @@ def write(folders: Sequence[str | Path], out: str | Path | None = None, title: s
 
     Raises UserError for no folders, one that cannot be read or a file that cannot be written."""
     paths = [Path(folder) for folder in folders]
+    return write_document(read(paths, title), places(paths, out))
+
+
+def read(paths: Sequence[Path], title: str = "") -> Document:
+    """What is to be said about some runs, or about one study; raises as `write` does."""
     if not paths:
         raise UserError("report needs at least one run folder")
-    to, study = places(paths, out), next((p for p in paths if (p / STUDY).is_file()), None)
+    study = next((path for path in paths if (path / STUDY).is_file()), None)
     if study is None:
-        found = runs.document([load(path) for path in paths], title or "modicum report")
-    elif len(paths) > 1:
+        return runs.document([load(path) for path in paths], title or "modicum report")
+    if len(paths) > 1:
         raise UserError(f"{study} is a study: it gets a report of its own")
-    else:
-        record = load_study(study)
-        title = title or f"Study of {record.analysis.task or study.name}"
-        found = studies.document(record, title)
-    return write_document(found, to)
+    record = load_study(study)
+    return studies.document(record, title or f"Study of {record.analysis.task or study.name}")
 
 
 def places(folders: Sequence[Path], out: str | Path | None) -> Places:
@@ -73,19 +75,24 @@ def draw(figures: Iterable[Figure]) -> dict[str, Drawn]:
 
 def write_document(document: Document, to: Places) -> Path:
     """Write the page, NAME.svg and NAME.pdf of every figure, and the Markdown."""
-    found = draw(document.figures())
+    found = draw(document.blocks(Figure))
     files = {to.report: html(document, found, to).encode()}
     for name, figure in found.items():
         files[to.figures / f"{name}.svg"] = figure.svg.encode()
         files[to.figures / f"{name}.pdf"] = figure.pdf
     files[to.markdown] = markdown(document, to.figures.name, to.report.parent).encode()
+    write_files(files)
+    return to.report
+
+
+def write_files(files: Mapping[Path, bytes]) -> None:
+    """Write files, their folders made; UserError for one that cannot be written."""
     for path, data in files.items():
         try:
             make_folder(path.parent)
             path.write_bytes(data)
         except OSError as error:
             raise UserError(f"{path} cannot be written: {error.strerror}") from None
-    return to.report
 
 
 def html(document: Document, drawn: Mapping[str, Drawn], to: Places | None = None) -> str:

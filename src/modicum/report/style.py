@@ -22,9 +22,9 @@ if TYPE_CHECKING:
 else:  # names for annotations: figures take them from here
     Artist = Axes = Figure = object
 
-# After Okabe and Ito: told apart by colour-blind readers too. The last three are darker than
-# theirs, so that each has a contrast of 3 with white.
-SERIES = ("#0072b2", "#d55e00", "#009e73", "#b8578f", "#a87900", "#4d8fa8")
+# After Okabe and Ito: told apart by colour-blind readers too. Darker than theirs: each has a contrast
+# of 3 with white and a lightness of its own (5 of L* apart), so that they differ in grey, too.
+SERIES = ("#00407f", "#cc5200", "#00784f", "#8a2a6b", "#a97f00", "#4f9cc0")
 # Colour is never alone: a series has a marker of its own, and beyond six a line style.
 MARKERS = ("o", "s", "^", "D", "v", "P")
 STYLES = ("-", "--", ":")
@@ -32,14 +32,15 @@ Look = tuple[str, str, str, str]  # name, colour, marker, line style
 INK, MUTED, GRID, PAPER = "#24292e", "#5d656c", "#dfe3e6", "#ffffff"
 LETTER = 0.62  # width of a letter of the figures' font, in its size
 LINE = 0.17  # inches of a line of a legend
-STYLE = Path(__file__).with_name("figures.mplstyle")
+STYLE, PAPER_STYLE = (Path(__file__).with_name(f"{n}.mplstyle") for n in ("figures", "paper"))
 
 
-def styled() -> AbstractContextManager[None]:
-    """Figures that are drawn and saved in it have the style of reports."""
-    from matplotlib import rc_context
+def styled(further: Path | None = None) -> AbstractContextManager[None]:
+    """Figures that are drawn and saved in it have the style of reports, `further` ones beside it."""
+    from matplotlib import rc_context, rc_params_from_file
 
-    return rc_context(fname=STYLE)
+    changed = dict(rc_params_from_file(further, use_default_template=False)) if further else None
+    return rc_context(changed, fname=STYLE)
 
 
 def across(narrow: bool) -> float:

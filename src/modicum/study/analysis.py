@@ -146,16 +146,12 @@ def same(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
         return {where: value for where, value in every if not VARYING.match(where)}
 
     first, second = settled(one), settled(other)
-    # An analysis of an older version has no reading beside the primary one.
-    if not all(any("beside." in where for where in found) for found in (first, second)):
-        first, second = (
-            {where: value for where, value in found.items() if "beside." not in where}
-            for found in (first, second)
-        )
     return sorted(
         f"{where}: {first.get(where)!r} and {second.get(where)!r}"
         for where in first.keys() | second.keys()
         if first.get(where) != second.get(where)
+        # An analysis of an older version has no reading beside the primary one.
+        and not ("beside." in where and None in (first.get(where), second.get(where)))
     )
 
 

@@ -14,9 +14,9 @@ from modicum.report.words import interval, points
 from modicum.results import Analysis, ArmResult
 from modicum.stats import Difference
 
-# In margins: an arm whose interval comes nearer than NEAR, or whose mean lies nearer than
-# SHOWN, decides how far the axis goes, up to FARTHEST (or 15 points, if that is more).
-NEAR, SHOWN, FARTHEST = 2.0, 5.0, 12.0
+# In margins: an arm whose interval comes nearer than NEAR decides how far the axis around the margin
+# goes, up to FARTHEST (or 15 points, if that is more).
+NEAR, FARTHEST = 2.0, 12.0
 WHOLE = 0.6  # of all that there is: so much around the margin needs no panel of its own
 # Points from the axes to the words beside it.
 COLUMNS = {"diff.": 9, "90 % interval": 42, "verdict": 114}
@@ -37,10 +37,9 @@ def reach(analysis: Analysis) -> tuple[float, float]:
     margin, near = analysis.margin, NEAR * analysis.margin
     found = [arm.difference for arm in analysis.arms if arm.difference and not arm.placebo]
     close = [d for d in found if d.low90 < near and d.high90 > -near]
-    means = [d.mean for d in found if abs(d.mean) < SHOWN * margin]
     limit = max(FARTHEST * margin, 0.15)
-    low = min([-2 * margin, *(d.low95 for d in close), *means])
-    high = max([2 * margin, *(d.high95 for d in close), *means])
+    low = min([-2 * margin, *(d.low95 for d in close)])
+    high = max([2 * margin, *(d.high95 for d in close)])
     room = 0.04 * (min(high, limit) - max(low, -limit))
     return max(low, -limit) - room, min(high, limit) + room
 
