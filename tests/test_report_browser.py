@@ -94,7 +94,7 @@ def test_tables_sort_by_click_and_by_key(browser, page):
     browser.key("Enter", 13)
     browser.key("Enter", 13)
     assert browser.run(ORDER)[0][:4] == "lora"
-    assert browser.run(SORTED) == [None, None, "descending", None, None, None, None]
+    assert browser.run(SORTED) == [None, None, "descending", None, None, None, None, None]
 
 
 def test_a_phone_sorts_by_a_list(browser, page):

@@ -5,7 +5,6 @@ wrote is escaped. `page.html` and `page.md` have a macro for each kind of block.
 
 import base64
 import hashlib
-import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -15,12 +14,12 @@ from markupsafe import Markup
 
 from modicum.disk import make_folder
 from modicum.report import runs, words
-from modicum.report.document import LETTERS_SHOWN, Browsed, Document, Figure
+from modicum.report.document import Document, Figure
 from modicum.report.read import load
 from modicum.report.study import document as studies
 from modicum.report.study.read import load as load_study
 from modicum.report.style import Drawn, drawn, styled
-from modicum.report.words import UNPRINTABLE, marked, printable
+from modicum.report.words import marked, printable
 from modicum.status import STUDY
 from modicum.types import UserError
 
@@ -104,30 +103,13 @@ def html(document: Document, drawn: Mapping[str, Drawn], to: Places | None = Non
     beside = (
         {"data": linked(document, to.report.parent), "to": to} if to else {"data": [], "to": to}
     )
-    return template.render(document=document, drawn=drawn, kept=kept, **values, **beside)
+    return template.render(document=document, drawn=drawn, **values, **beside)
 
 
 def linked(document: Document, folder: Path) -> list[str]:
     """The files that a document is made of, those that lie in or below a folder, relative to it."""
     inside = (file for file in document.data if file.is_relative_to(folder) and file.is_file())
     return [file.relative_to(folder).as_posix() for file in inside]
-
-
-def kept(block: Browsed) -> Markup:
-    """All completions of a block as JSON that ends no element: title, gold, columns of each problem."""
-    found = [
-        (
-            p.title,
-            p.gold,
-            [
-                (c.name, c.series, [(printable(s[0], LETTERS_SHOWN), s[1]) for s in c.samples])
-                for c in p.columns
-            ],
-        )
-        for p in block.problems
-    ]
-    text = json.dumps(found, ensure_ascii=False, separators=(",", ":"))
-    return Markup(UNPRINTABLE.sub("\ufffd", text).replace("<", "\\u003c"))
 
 
 def markdown(document: Document, figures: str, folder: Path | None = None) -> str:

@@ -33,7 +33,6 @@ def document(records: Sequence[RunRecord], title: str) -> doc.Document:
         by_level = read.by_difficulty(groups[0], names)
         what = "Accuracy (%) by the difficulty of the held-out problems"
         report.add(accuracy.by_difficulty(*by_level, what))
-        report.fold("The same as a table", accuracy.difficulty_table(*by_level))
     bases = sorted({row.result.base.accuracy for row in rows if row.result.base is not None})
     report.section("training", "During training", *curves.figures(records, bases))
     report.add(curves.gold(dict(zip(names, records, strict=True))))

@@ -26,7 +26,7 @@ from modicum.results import Analysis, ArmResult, ClaimTest, Column, RunBudget
 from modicum.runs import Run, flat, read_object
 from modicum.stats import Interval
 from modicum.study.cells import COUNTED
-from modicum.study.collect import ArmRuns, Collected, beside, collect, cost, difficulty, final
+from modicum.study.collect import SCORES, ArmRuns, Collected, collect, cost, difficulty, final
 from modicum.study.design import PlannedArm, Study
 from modicum.study.estimate import Estimate, difference, estimate, retention, spread, table
 from modicum.types import UserError
@@ -115,7 +115,11 @@ def _arm(found: Collected, outcome: ArmRuns, judged: ArmResult, folder: Path) ->
 
 
 def _beside(study: Study, evaluations: Iterable[Mapping[str, Any]]) -> dict[str, Interval]:
-    return {name: arm_interval(of) for name, of in beside(study, evaluations).items()}
+    """Of the readings that are not the primary one, where all evaluations have them."""
+    every = list(evaluations)
+    names = [name for name in ("accuracy", "lenient") if name != study.primary and every]
+    known = [name for name in names if all(of.get(SCORES[name]) for of in every)]
+    return {name: arm_interval([of[SCORES[name]] for of in every]) for name in known}
 
 
 def kind_of(arm: PlannedArm) -> str:

@@ -84,14 +84,6 @@ def collect(study: Study, folder: Path) -> Collected:
     return Collected(study, base, outcomes, *_levels(path, base), devices(runs))
 
 
-def beside(study: Study, evaluations: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
-    """Scores by the readings that are not the primary one [S, I], where all evaluations have them."""
-    every = list(evaluations)
-    names = [name for name in ("accuracy", "lenient") if name != study.primary and every]
-    known = [name for name in names if all(of.get(SCORES[name]) for of in every)]
-    return {name: np.array([of[SCORES[name]] for of in every]) for name in known}
-
-
 def devices(runs: Iterable[Path]) -> tuple[str, ...]:
     """The GPUs or processors that runs say they were made on."""
     return tuple(sorted({str(name) for run in runs if (name := began(run).get("device"))}))

@@ -114,14 +114,6 @@ def by_difficulty(
     return document.figure("difficulty", partial(cells, known, rows, bold), **said)
 
 
-def difficulty_table(known: Mapping[str, int], rows: Rows) -> document.Table | None:
-    """The same as a table."""
-    lines = [[k, str(n), *(percent(of.get(k)) for _, of in rows)] for k, n in known.items()]
-    heads = ("difficulty", "problems", *(f"{name} (%)" for name, _ in rows))
-    name = "Held-out accuracy by difficulty"
-    return document.table(name, heads, lines) if len(known) > 1 else None
-
-
 def cells(known: Mapping[str, int], rows: Rows, bold: str, narrow: bool) -> Figure:
     """The figure; shades go from 0 to 100 % in every cell."""
     from matplotlib.patches import Rectangle

@@ -239,8 +239,8 @@ def _first(files: Sequence[Path]) -> dict[str, HeldCompletion]:
 
 def shown(analysis: Analysis) -> list[ArmResult]:
     """The arms whose texts are kept: the control, then the best by their result; no placebos."""
-    rivals = [a for a in ranked(analysis) if not a.placebo and a.name != analysis.control]
-    return [*(a for a in analysis.arms if a.name == analysis.control), *rivals][:ARMS_SHOWN]
+    rivals = [arm for arm in ranked(analysis) if not arm.placebo]
+    return sorted(rivals, key=lambda arm: arm.name != analysis.control)[:ARMS_SHOWN]
 
 
 class Family(NamedTuple):
