@@ -130,7 +130,7 @@ def test_settings_as_by_default_are_folded() -> None:
     own, folded = section.blocks
     assert own == Values("Same", {"steps": "7"})
     assert folded == Folded(
-        "2 more settings, as by default", (Values("", {"model": "tiny", "batch.group_size": "8"}),)
+        "2 more, as by default", (Values("", {"model": "tiny", "batch.group_size": "8"}),)
     )
 
 

@@ -261,7 +261,7 @@ class Builder:
         own = {n: v for n, v in every.items() if default.get(n) != v}
         self.add(Values(name, own) if own else None)
         rest = {n: v for n, v in every.items() if n not in own}
-        self.fold(f"{len(rest)} more settings, as by default", Values("", rest) if rest else None)
+        self.fold(f"{len(rest)} more, as by default", Values("", rest) if rest else None)
 
     def proofs(self, name: str, items: Iterable[tuple[str, str | None]]) -> Proofs | None:
         """What was proven of each run or arm; None where nothing was."""

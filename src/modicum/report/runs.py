@@ -56,7 +56,7 @@ def document(records: Sequence[RunRecord], title: str) -> doc.Document:
         alike, differing = doc.compare(found)
         different = doc.across(f"{name} that differ", list(differing.items()), names)
         report.section(name.lower(), name, different)
-        report.values("The same in all runs" if len(names) > 1 else "", alike, usual=True)
+        report.values("The same in all runs" if len(names) > 1 else "", alike, name == "Settings")
     command = "modicum train --config {} --out {}"
     again = [(str(r.folder / "config.toml"), f"{r.folder}-again") for r in records]
     report.repeat([command.format(*map(shlex.quote, places)) for places in again])

@@ -241,7 +241,6 @@ def numbers(axes: Axes, axis: str, count: int = 4) -> None:
     chosen.set_major_formatter(FuncFormatter(tick))
 
 
-def remark(axes: Axes, text: str, high: bool = False) -> None:
-    """A few words in the corner of a panel, at its foot unless `high`."""
-    place = (0.98, 0.86 if high else 0.05)
-    axes.text(*place, text, transform=axes.transAxes, ha="right", fontsize=7, color=MUTED)
+def remark(axes: Axes, text: str, y: float = 0.05) -> None:
+    """A few words at the right of a panel, at its foot or so high, from 0 to 1."""
+    axes.text(0.98, y, text, transform=axes.transAxes, ha="right", fontsize=7, color=MUTED)

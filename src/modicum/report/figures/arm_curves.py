@@ -86,7 +86,7 @@ def _draw(study: StudyRecord, y: Metric, axis: str, found: Lines, narrow: bool) 
         if control is not None and kind is not CONTROL:
             axes.plot(control.x, control.mean, color=MUTED, linewidth=1.0, alpha=0.55)
         if (own := found[arm.slug]) is None:
-            style.remark(axes, "not logged", high=True)
+            style.remark(axes, "not logged", 0.6)
         else:
             own.draw(axes, kind.colour, arm.name)
         if y.factor == 100 and (last := own or control) is not None:
@@ -285,4 +285,4 @@ def _panel(axes: Axes, arm: ArmResult, colour: str) -> None:
     if arm.rate_at_edge:
         low, high = axes.get_ylim()
         clear = all(accuracy > low + 0.3 * (high - low) for _, accuracy in tried)
-        style.remark(axes, "best at the edge", high=not clear)
+        style.remark(axes, "best at the edge", 0.05 if clear else 0.86)
