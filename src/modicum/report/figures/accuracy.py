@@ -107,10 +107,8 @@ def by_difficulty(
     """The numbers, where there is more than one level; `what` says of which problems."""
     if len(known) < 2:
         return None
-    first, *_, last = known
-    both = [(name, found) for name, found in rows if first in found and last in found]
-    values = [f"{n} {percent(of[first], 0)} and {percent(of[last], 0)}" for n, of in both]
-    said = {"first": first, "last": last, "values": values, "what": what}
+    values = [f"{n} {', '.join(percent(of.get(k), 0) for k in known)}" for n, of in rows]
+    said = {"levels": list(known), "values": values, "what": what}
     return document.figure("difficulty", partial(cells, known, rows, bold), **said)
 
 

@@ -14,9 +14,7 @@ def document(study: StudyRecord, title: str) -> doc.Document:
     """All that is to be said about the study."""
     analysis, report = study.analysis, Builder()
     report.section("result", "Result", forest.differences(analysis), arms_table(analysis))
-    report.note("ratios")
-    if analysis.beside:
-        report.note("readings", primary=analysis.primary)
+    report.note("ratios", analysis=analysis)
     said = [say("arm", arm=arm) for arm in ranked(analysis)]
     if said := [text for text in said if not text.endswith("`:")]:
         report.fold("The arms in words", doc.Bullets(tuple(said)))
