@@ -426,6 +426,23 @@ def test_the_forest_plot_shows_margin_intervals_and_what_lies_beyond(large: Anal
     assert high > 2
 
 
+def test_levels_by_what_the_base_solves_stand_in_their_order() -> None:
+    file = Path(__file__).parent.parent / "studies/which-layers/arithmetic/analysis.json"
+    found = Analysis.from_json(json.loads(file.read_text()), "it")
+    assert accuracy.levels(found) == {"0 %": 47, "to 50 %": 176, "above 50 %": 33}
+    assert [round(100 * v) for v in dict(accuracy.rows(found))["full"].values()] == [90, 82, 78]
+
+
+def test_costs_that_are_nearly_the_same_have_no_frontier() -> None:
+    file = Path(__file__).parent.parent / "studies/which-layers/arithmetic/analysis.json"
+    found = Analysis.from_json(json.loads(file.read_text()), "it")
+    best = {
+        axis.name: [p.name for p in frontier.points(frontier.of_arms(found), axis) if p.best]
+        for axis in frontier.AXES
+    }
+    assert best["time"] == ["last(1)", "lora(rank=8)"] and best["memory"] == []
+
+
 def test_one_panel_is_enough_where_it_shows_the_margin(large: Analysis) -> None:
     near = [arm for arm in large.arms if arm.difference and abs(arm.difference.mean) < 0.03]
     control = arm_of(large, "full")
