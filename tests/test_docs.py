@@ -50,7 +50,7 @@ def test_the_table_of_metrics_is_that_of_the_code() -> None:
         unit = f"{metric.unit} |".lstrip()
         assert f"| `{metric.key}` | {metric.text} | {unit}" in lines
         assert metric.title
-    assert len(logged.METRICS) == 71
+    assert len(logged.METRICS) == 72
     clipped = logged.METRICS["policy/clip_fraction"]
     assert (clipped.title, clipped.shown, clipped.factor) == ("Clip share", "tokens (%)", 100)
     term = logged.metric_of("reward/format")

@@ -22,9 +22,16 @@ from fake_runs import make, make_whole
 from modicum import cli
 from modicum.report import load, page, style, tables, words, write
 from modicum.report import runs as report_of_runs
-from modicum.report.document import Document, Section, SideBySide, Table, compare
+from modicum.report.document import Browsed, Document, Figure, Section, SideBySide, Table, compare
 from modicum.report.figures import accuracy, curves, frontier
-from modicum.report.read import HeldCompletion, HeldGroup, by_difficulty, held_groups, labels
+from modicum.report.read import (
+    HeldCompletion,
+    HeldGroup,
+    by_difficulty,
+    held_groups,
+    labels,
+    verdict,
+)
 from modicum.report.runs import headline
 from modicum.report.words import printable
 from modicum.stats import Interval
@@ -46,10 +53,24 @@ class Loads(HTMLParser):
         self.feed(text)
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        if tag in ("script", "link", "img", "iframe", "object", "embed", "audio", "video", "base"):
+        data = tag == "script" and dict(attrs).get("type") == "application/json"
+        if not data and tag in (
+            "script",
+            "link",
+            "img",
+            "iframe",
+            "object",
+            "embed",
+            "audio",
+            "video",
+            "base",
+        ):
             self.found.append(tag)
         for name, value in attrs:
-            outside = name in ("src", "href") and not (value or "").startswith("#")
+            # A link loads nothing until it is followed, and leads to a file beside the page.
+            inside = (value or "").startswith("#")
+            beside = inside or (tag == "a" and not re.match(r"\w+:|/", value or ""))
+            outside = name in ("src", "href") and not beside
             if outside or name.startswith("on"):
                 self.found.append(f"{tag} {name}={value}")
             if name == "id":
@@ -113,6 +134,7 @@ def test_table_shows_the_numbers_of_the_results(runs):
         "last(1)",
         "123,456 (10.0%)",
         "12.3 → 34.6 [31.6, 37.6]",
+        "14.3 → 36.6",
         "13.3 → 35.6",
         "52.3 → 74.6",
         "654",
@@ -182,9 +204,9 @@ def test_figures_are_the_same_twice_and_well_formed(runs):
             assert len(ids) == len(set(ids))
             for used in re.findall(r'(?:url\(|href=")#([^")]+)', svg):
                 assert used in ids
-        assert "var(--series-2, #009e73)" in figure.broad
+        assert "var(--series-2, #00784f)" in figure.broad
         # Other programs know no variables of CSS.
-        assert "var(" not in figure.svg and "#009e73" in figure.svg
+        assert "var(" not in figure.svg and "#00784f" in figure.svg
         assert figure.pdf.startswith(b"%PDF") and b"CreationDate" not in figure.pdf
 
 
@@ -246,16 +268,20 @@ def test_completions_before_and_after_share_the_base_of_the_first_run(tmp_path):
         ("last(1)", {"1": 1, "2": 1, "3": 0.25}),
     ]
     found = report_of_runs.document(records, "t")
-    # Three problems, and no training samples beside them.
-    first, *others = blocks(found, "written", SideBySide)
-    assert first.title == "What is 0 + 0?" and len(others) == 2
-    assert all(block.title.startswith("What is") for block in others)
+    # All problems, each with all its samples; no training samples beside them.
+    (browsed,) = blocks(found, "written", Browsed)
+    first, *others = browsed.problems
+    assert first.title == "What is 0 + 0?" and len(others) == 11
+    assert [s.about for s in others[3].columns[0].samples] == [
+        *["right, not marked, 5 tokens"] * 2,
+        "greedy: right, not marked, 5 tokens",
+    ]
     assert [(w.name, w.samples[0].completion) for w in first.columns] == [
         ("base", "base of full says 0"),
         ("full", "trained of full says 0"),
         ("last(1)", "trained of last(1) says 0"),
     ]
-    assert "difficulty" in [figure.name for figure in found.figures()]
+    assert "difficulty" in [figure.name for figure in found.blocks(Figure)]
 
 
 def test_of_many_runs_the_first_six_show_what_they_wrote(tmp_path):
@@ -267,6 +293,46 @@ def test_of_many_runs_the_first_six_show_what_they_wrote(tmp_path):
     # They are rows now, and all still have their numbers.
     details = blocks(found, "results", Table)[1]
     assert details.heads[0] == "run" and len(details.rows) == 8
+
+
+def test_runs_of_unequal_length_are_said_to_be(tmp_path):
+    folders = [make(tmp_path, update) for update in ("full", "last(1)", "last(2)")]
+    file = folders[1] / "result.json"
+    note = "The runs are of unequal length"
+    records = [load(folder) for folder in folders]
+    assert not any(note in text for text in report_of_runs.document(records, "t").notes)
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"steps": 40}))
+    # As many tokens in more steps: a budget of tokens makes such runs, which are of one length.
+    records[1] = load(folders[1])
+    assert not any(note in text for text in report_of_runs.document(records, "t").notes)
+    longer = json.loads(file.read_text()) | {"generated_tokens": 2_000_000}
+    file.write_text(json.dumps(longer))
+    records[1] = load(folders[1])
+    (text,) = report_of_runs.document(records, "t").notes
+    assert text.startswith(note) and "`last(1)` 40 steps, 2M tokens" in text
+
+
+def test_two_runs_have_no_frontier(tmp_path):
+    folders = [make(tmp_path, update, trained=0.5) for update in ("full", "last(1)")]
+    found = frontier.figure(tables.results([load(folder) for folder in folders]))
+    assert found is not None and "steps join" not in found.caption
+
+
+def test_links_to_figures_and_data_beside_the_page(tmp_path, no_pdf):
+    folder = make(tmp_path, "full")
+    text = write([folder]).read_text(encoding="utf-8")
+    assert '<a href="figures/accuracy.pdf">PDF</a>' in text
+    assert '<a href="metrics.jsonl">metrics.jsonl</a>' in text
+    assert "[metrics.jsonl](<metrics.jsonl>)" in (folder / "report.md").read_text()
+    # A page elsewhere does not say where the run is.
+    text = write([folder], tmp_path / "else where" / "x.html").read_text(encoding="utf-8")
+    assert '<a href="x-figures/accuracy.pdf">PDF</a>' in text and "metrics.jsonl" not in text
+
+
+def test_what_is_right_and_not_marked_is_not_called_wrong():
+    assert [verdict(*v) for v in ((True, True), (False, True), (False, False), (False, None))] == [
+        *("right", "right, not marked", "wrong", "not right and marked")
+    ]
 
 
 def test_a_column_that_no_run_has_is_left_out(tmp_path):

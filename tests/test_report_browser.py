@@ -35,6 +35,26 @@ def browser(tmp_path_factory):
         yield browser
 
 
+def test_completions_are_browsed_one_problem_at_a_time(browser, page):
+    title = "document.querySelector('#written .shown h3').innerText"
+    browser.load(page)
+    assert "What is 0 + 0?" in browser.run(title)
+    assert browser.run("document.querySelectorAll('#written .shown h3').length") == 1
+    browser.click("#written .pager button", 1)
+    assert "What is 1 + 1?" in browser.run(title)
+    # Problems that the run with more right answers does not solve.
+    select = "document.querySelector('#written .pager select')"
+    names = f"[...{select}.options].map(o => o.text)"
+    assert browser.run(names)[:2] == ["all problems", "where verdicts differ"]
+    number = browser.run(names).index("not right: last(1)")
+    browser.run(f"{select}.value = {number}; {select}.dispatchEvent(new Event('change'))")
+    assert "What is 9 + 9?" in browser.run(title)
+    assert browser.run("document.querySelector('#written .pager span').innerText") == "of 3"
+    # Without the script the first three are there.
+    browser.load(page, script=False)
+    assert browser.run("document.querySelectorAll('#written .shown h3').length") == 3
+
+
 @pytest.mark.parametrize("width", [1280, 390])
 @pytest.mark.parametrize("dark", [False, True])
 def test_no_message_no_request_no_overflow(browser, page, width, dark):
@@ -74,7 +94,7 @@ def test_tables_sort_by_click_and_by_key(browser, page):
     browser.key("Enter", 13)
     browser.key("Enter", 13)
     assert browser.run(ORDER)[0][:4] == "lora"
-    assert browser.run(SORTED) == [None, None, "descending", None, None, None, None]
+    assert browser.run(SORTED) == [None, None, "descending", None, None, None, None, None]
 
 
 def test_a_phone_sorts_by_a_list(browser, page):

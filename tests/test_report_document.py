@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from modicum.report import page, words
 from modicum.report.document import (
+    Browsed,
+    Builder,
     Bullets,
     Commands,
     Document,
@@ -24,11 +28,14 @@ from modicum.report.document import (
     Values,
     Written,
     across,
+    browsed,
+    flattened,
     table,
 )
 from modicum.report.style import Drawn
 
 FIGURE = Figure("bars", "Two bars", "What they are.", lambda narrow: pytest.fail("not drawn"))
+SAMPLE = Sample("4</script>", "right")
 TABLE = table("Numbers", ("run", "value"), [("a, seed 1", "1, 2"), ("b", "3")])
 # Block -> (what the page has, what the Markdown has).
 EXAMPLES: list[tuple[Piece, str, str]] = [
@@ -53,6 +60,11 @@ EXAMPLES: list[tuple[Piece, str, str]] = [
         '<h4>base</h4>\n<article class="sample">\n<pre dir="auto">two</pre>\n'
         "<footer>wrong</footer>",
         "### 1 + 1? (2)\n\n`base`, wrong:\n\n```text\ntwo\n```\n",
+    ),
+    (
+        Browsed((SideBySide("2 + 2?", (Written("base", 0, (SAMPLE, SAMPLE)),)),) * 2),
+        '<div class="browse">\n<div class="shown">\n<h3>2 + 2?</h3>',
+        "### 2 + 2?\n\n`base`, right:\n\n```text\n4</script>\n```\n",
     ),
     (
         TABLE,
@@ -88,6 +100,40 @@ def test_a_block_in_both_forms(block: Piece, shown: str, text: str) -> None:
     assert text in page.markdown(document(block), "pics")
 
 
+def test_what_can_be_browsed_ends_no_script_and_is_whole() -> None:
+    (block,) = (block for block, _, _ in EXAMPLES if isinstance(block, Browsed))
+    text = page.html(document(block), {})
+    (data,) = re.findall(r'<script type="application/json">(.*?)</script>', text, re.DOTALL)
+    assert json.loads(data) == [["2 + 2?", "", [["base", 0, [["4</script>", "right"]] * 2]]]] * 2
+
+
+def test_a_page_of_many_long_completions_stays_small() -> None:
+    text = SimpleNamespace(completion="x" * 5000, about="right")
+    problems = [(str(n), "q", "a") for n in range(1000)]
+    found = browsed(problems, [("base", None, {key: [text] for key, *_ in problems})])
+    assert found is not None and len(found.problems) == 200
+    assert len(page.html(document(found), {})) < 400_000
+
+
+def test_settings_are_written_for_people() -> None:
+    values = {"a": 0.1 * 3, "b": None, "c_bytes": 2**30, "d": 60000.0, "e": [0, 1], "f": True}
+    assert flattened(values) == {
+        **{"a": "0.3", "c_bytes": "1.00 GiB", "d": "60000", "e": "[0, 1]", "f": "true"}
+    }
+
+
+def test_settings_as_by_default_are_folded() -> None:
+    report = Builder()
+    report.section("settings", "Settings")
+    report.values("Same", {"model": "tiny", "steps": 7, "batch": {"group_size": 8}}, usual=True)
+    (section,) = report.sections()
+    own, folded = section.blocks
+    assert own == Values("Same", {"steps": "7"})
+    assert folded == Folded(
+        "2 more, as by default", (Values("", {"model": "tiny", "batch.group_size": "8"}),)
+    )
+
+
 def test_every_kind_of_block_is_among_the_examples() -> None:
     assert {type(block) for block, _, _ in EXAMPLES} == set(Piece.__subclasses__())
 
@@ -113,7 +159,7 @@ def test_a_table_does_not_repeat_the_heading_above_it() -> None:
 
 
 def test_figures_are_found_where_they_are_folded() -> None:
-    assert document(Text("a"), Folded("b", (FIGURE,))).figures() == [FIGURE]
+    assert document(Text("a"), Folded("b", (FIGURE,))).blocks(Figure) == [FIGURE]
     # One that was not drawn leaves no hole.
     assert "<figure" not in page.html(document(FIGURE), {})
 

@@ -8,6 +8,7 @@ import pytest
 
 from fake_runs import HOSTILE, make, make_whole
 from modicum.report import load, page, runs
+from modicum.report.document import Figure
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +46,7 @@ def test_figures_are_linked_with_their_text_alternative(text, found):
     names = ["accuracy", "cost", "difficulty", "learning", "training"]
     assert [place for _, place in links] == [f"x figures/{name}.svg" for name in names]
     assert "base 12.3 %, full 34.6 %" in links[0][0]
-    assert text.count(".pdf>)") == len(links) == len(found.figures())
+    assert text.count(".pdf>)") == len(links) == len(found.blocks(Figure))
 
 
 def test_every_row_of_a_table_is_as_long_as_its_head(text):
@@ -57,9 +58,11 @@ def test_every_row_of_a_table_is_as_long_as_its_head(text):
         assert len(counts) == 1
 
 
-def test_the_table_by_difficulty_has_the_numbers(text):
-    assert "| 1 | 4 | 100.0 | 100.0 | 100.0 |" in text
-    assert "| 3 | 4 | 0.0 | 0.0 | 25.0 |" in text
+def test_the_figure_by_difficulty_has_its_numbers_in_words(text):
+    assert (
+        "by difficulty, at 1, 2 and 3: base 100, 0, 0; full 100, 50, 0; last(1) 100, 100, 25."
+        in text
+    )
 
 
 def test_what_a_model_wrote_stays_in_its_block(text):

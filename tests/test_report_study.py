@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import json
 import re
@@ -18,10 +19,9 @@ import fake_study
 from modicum import updates
 from modicum.logged import METRICS
 from modicum.report import document, page, words
-from modicum.report.figures import accuracy, frontier
+from modicum.report.figures import accuracy, forest, frontier
 from modicum.report.figures import arm_curves as curves
 from modicum.report.figures.curves import TRAINED, line
-from modicum.report.read import PROBLEMS_SHOWN
 from modicum.report.study import read
 from modicum.report.study.document import arms_table
 from modicum.report.study.document import document as document_of
@@ -37,7 +37,7 @@ WITHOUT_RUNS = {
     *("difficulty", "tuning"),
 }
 WITH_RUNS = WITHOUT_RUNS | {
-    *("learning-steps", "learning-tokens", "learning-seconds"),
+    *("learning-together", "learning-steps", "learning-tokens", "learning-seconds"),
     *("signals", "changes"),
 }
 
@@ -57,13 +57,13 @@ class Page(HTMLParser):
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         found = dict(attrs)
-        self.scripts += tag == "script"
+        self.scripts += tag == "script" and found.get("type") != "application/json"
         if tag in ("link", "img", "iframe", "object", "embed", "base"):
             self.loads.append(tag)
         self.loads += [
             f"{tag} {name}={value}"
             for name, value in attrs
-            if (name in ("src", "href") and not (value or "").startswith("#"))
+            if (name in ("src", "href") and tag != "a" and not (value or "").startswith("#"))
             or name.startswith("on")
         ]
         if re.fullmatch("h[1-6]", tag):
@@ -116,7 +116,7 @@ def arm_of(analysis: Analysis, name: str) -> ArmResult:
 
 def figures_of(study: StudyRecord) -> list[str]:
     """The names of the figures of a study's report."""
-    return [figure.name for figure in document_of(study, "A study").figures()]
+    return [figure.name for figure in document_of(study, "A study").blocks(document.Figure)]
 
 
 # Page and Markdown -----------------------------------------------------------------------
@@ -166,7 +166,7 @@ def test_edges_failures_and_text_of_models_are_shown_as_they_are(written: Path) 
     assert "&lt;script&gt;alert(" in text
     assert "<script>alert(" not in text
     # The same held-out problem from the base, the control and others, by a stated rule.
-    assert "Not selected by outcome" in text
+    assert "No text is selected by its outcome" in text
     assert text.count("&lt;answer&gt;1&lt;/answer&gt;") >= 1
 
 
@@ -277,9 +277,9 @@ def test_thin_gives_means_and_last_values_of_bins() -> None:
 
 def test_the_samples_are_the_first_ones_of_the_first_problems(study: StudyRecord) -> None:
     first = study.runs.samples.problems[0]
-    assert len(study.runs.samples.problems) == PROBLEMS_SHOWN
+    assert len(study.runs.samples.problems) == 5
     assert (first.question, first.gold) == ("What is 0-8-3-6?", "-17")
-    assert list(first.texts) == ["", "full", "last-1", "bitfit", "random-reward"]
+    assert list(first.texts) == ["", "full", "last-1", "bitfit"]  # no placebo
     assert first.texts[""].completion == "<answer>0</answer>"
     assert not first.texts[""].strict
     assert first.texts["full"].strict
@@ -400,12 +400,13 @@ def lines_of(axes: Any) -> list[tuple[list[float], list[float]]]:
 
 
 def test_the_forest_plot_shows_margin_intervals_and_what_lies_beyond(large: Analysis) -> None:
-    axes = draw(accuracy.differences(large)).axes[0]
+    whole, axes = draw(forest.differences(large)).axes
     low, high = axes.get_xlim()
     shaded = next(p for p in axes.patches if isinstance(p, Rectangle))
     assert (shaded.get_x(), shaded.get_width()) == pytest.approx((-2, 4))
-    # Losers by 20 points and the placebo do not press the others together.
-    assert -12 < low < -6
+    # Losers by 20 points and the placebo do not press the others together; all are in the first.
+    assert -12 < low < -6 and whole.get_xlim()[0] < -60
+    assert not [line for line in whole.lines if line.get_marker() in "<>"]
     found = arm_of(large, "last(1)").difference
     assert found is not None
     drawn = [xs for xs, _ in lines_of(axes)]
@@ -415,14 +416,42 @@ def test_the_forest_plot_shows_margin_intervals_and_what_lies_beyond(large: Anal
     beyond = [a for a in large.arms if a.difference and 100 * a.difference.low95 < low]
     assert len(arrows) == len(beyond) >= 3
     assert all(line.get_xdata() == [low] for line in arrows)
+    # Every seed is a dot, at its difference from the control's seed of that number.
+    control, arm = arm_of(large, "full").by_seed, arm_of(large, "last(1)")
+    seeds = [100 * (arm.by_seed[seed] - control[seed]) for seed in arm.by_seed]
+    assert any(xs == pytest.approx(seeds) for xs in drawn if len(xs) == 5)
     # Verdicts and numbers are text.
     texts = [text.get_text() for text in axes.texts]
     assert {"equivalent", "undecided", "placebo: no gain", "failed"} <= set(texts)
     assert high > 2
 
 
+def test_levels_by_what_the_base_solves_stand_in_their_order() -> None:
+    file = Path(__file__).parent.parent / "studies/which-layers/arithmetic/analysis.json"
+    found = Analysis.from_json(json.loads(file.read_text()), "it")
+    assert accuracy.levels(found) == {"0 %": 47, "to 50 %": 176, "above 50 %": 33}
+    assert [round(100 * v) for v in dict(accuracy.rows(found))["full"].values()] == [90, 82, 78]
+
+
+def test_costs_that_are_nearly_the_same_have_no_frontier() -> None:
+    file = Path(__file__).parent.parent / "studies/which-layers/arithmetic/analysis.json"
+    found = Analysis.from_json(json.loads(file.read_text()), "it")
+    best = {
+        axis.name: [p.name for p in frontier.points(frontier.of_arms(found), axis) if p.best]
+        for axis in frontier.AXES
+    }
+    assert best["time"] == ["last(1)", "lora(rank=8)"] and best["memory"] == []
+
+
+def test_one_panel_is_enough_where_it_shows_the_margin(large: Analysis) -> None:
+    near = [arm for arm in large.arms if arm.difference and abs(arm.difference.mean) < 0.03]
+    control = arm_of(large, "full")
+    few = dataclasses.replace(large, arms=(control, *near))
+    assert len(near) > 2 and len(forest.panels(few)) == 1 and len(forest.panels(large)) == 2
+
+
 def test_the_forest_axis_covers_what_is_near_the_margin(large: Analysis) -> None:
-    low, high = accuracy.reach(large)
+    low, high = forest.reach(large)
     near = [a.difference for a in large.arms if a.verdict in ("equivalent", "not worse", "better")]
     assert all(low < d.low95 and d.high95 < high for d in near)
 
@@ -476,7 +505,11 @@ def test_evaluations_during_training_are_placed_by_their_step() -> None:
 
 
 def test_learning_curves_have_a_panel_an_arm_with_the_control_behind(study: StudyRecord) -> None:
-    figure = draw(curves.figures(study)[0])
+    together, panels, *_ = curves.figures(study)
+    assert [line.get_gid() for line in draw(together).axes[0].lines if line.get_gid()] == [
+        *("line:full", "line:last(1)", "line:bitfit")
+    ]
+    figure = draw(panels)
     titles = [axes.get_title(loc="left") for axes in figure.axes]
     assert titles == ["full", "last(1)", "bitfit", "random reward"]
     control = line(study.curves["full"].seeds.values(), TRAINED, "tokens")
@@ -491,8 +524,10 @@ def test_learning_curves_have_a_panel_an_arm_with_the_control_behind(study: Stud
 
 
 def test_metrics_that_never_move_are_said_in_words(study: StudyRecord) -> None:
-    moving, still = curves.gather(study)
+    moving, still, few = curves.gather(study)
     assert still == ["clip share (0)"]
+    # The placebo alone is paid by chance: no column for it.
+    assert few == ["reward term random (random reward)"]
     assert [metric.key for metric in moving][:3] == [
         "reward/mean",
         "reward/accuracy",

@@ -111,6 +111,11 @@ def test_a_study_leaves_its_numbers_and_its_report(finished: Path) -> None:
     means = {name: sum(r["trained"]["accuracy"] for r in rows) / 2 for name, rows in runs.items()}
     assert last["accuracy"]["mean"] == pytest.approx(means["last(1)"])
     assert last["difference"]["mean"] == pytest.approx(means["last(1)"] - means["full"])
+    # The reading that no verdict is about, of the base and of every arm.
+    lenient = [r["trained"]["lenient"] for r in runs["last(1)"]]
+    assert last["beside"]["lenient"]["mean"] == pytest.approx(sum(lenient) / 2)
+    assert list(found["beside"]) == list(control["beside"]) == ["lenient"]
+    assert "| lenient (%) |" in (finished / "report.md").read_text()
     cost = last["cost"]
     assert cost["parameters"] == runs["last(1)"][0]["trainable_parameters"]
     assert cost["flops_ratio"] == pytest.approx(
@@ -240,6 +245,10 @@ def test_the_same_but_for_clocks_and_memory(finished: Path, capsys: Any, tmp_pat
     slower["arms"][1]["cost"] |= {"seconds": 9.0, "time_ratio": 3.0, "peak_memory_bytes": 1}
     slower["arms"][1]["sentence"] = "at 3.00 x the time"
     assert analysis.same(found, slower) == []
+    # Analyses of older versions have the primary reading alone.
+    older = {name: value for name, value in slower.items() if name != "beside"}
+    older["arms"] = [{k: v for k, v in arm.items() if k != "beside"} for arm in slower["arms"]]
+    assert analysis.same(found, older) == []
     slower["arms"][1]["by_seed"]["1"] += 0.01
     assert [line.split(":")[0] for line in analysis.same(found, slower)] == ["arms[1].by_seed.1"]
     (tmp_path / "analysis.json").write_text(json.dumps(slower))

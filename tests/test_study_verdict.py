@@ -81,7 +81,7 @@ def test_not_worse() -> None:
     assert said(arm) == (
         "`last(1)` trains 24.6 % of the parameters at 0.41 x the time and 0.38 x the peak memory "
         "and is not worse than `full` by more than 2 points "
-        "(difference -0.4, 90 % interval -1.3 to +0.5, 5 seeds)."
+        "(difference −0.4, 90 % interval −1.3 to +0.5, 5 seeds)."
     )
 
 
@@ -101,12 +101,12 @@ def test_not_worse_and_yet_below_says_both() -> None:
         ),
         (
             an_arm("a", "worse", mean=-0.02, half=0.01),
-            "is worse than `full` (difference -2.0, 95 % interval -3.2 to -0.8, 5 seeds).",
+            "is worse than `full` (difference −2.0, 95 % interval −3.2 to −0.8, 5 seeds).",
         ),
         (
             an_arm("a", "worse", mean=-0.2, half=0.01),
-            "is worse than `full` by more than 2 points (difference -20.0, "
-            "95 % interval -21.2 to -18.8, 5 seeds).",
+            "is worse than `full` by more than 2 points (difference −20.0, "
+            "95 % interval −21.2 to −18.8, 5 seeds).",
         ),
         (an_arm("a", "undecided", seeds_needed=9), "5 seeds); would need about 9 seeds."),
         (an_arm("a", "undecided"), "more seeds alone are not expected to settle it"),
@@ -199,7 +199,7 @@ def test_nothing_to_match() -> None:
     study = a_study(an_arm("a", "undecided"), control_gain=unclear)
     assert conclusion(study) == (
         "Nothing to match: `full` itself gains +0.4 points over the base "
-        "(95 % interval -1.0 to +2.0), which is not clear."
+        "(95 % interval −1.0 to +2.0), which is not clear."
     )
     assert "; there is nothing to match, as `full` itself gains" in sentence(
         study["arms"][1], study
@@ -248,10 +248,19 @@ def test_the_conclusion() -> None:
         an_arm("random", "placebo gains"),
     )
     assert conclusion(study) == (
-        "3 of 7 arms are not worse than `full` by more than 2 points: `last(1)`, `lntuning`, "
-        "`lora`; better than it: `lora`; the smallest of them, `lntuning`, trains 0.2 % of the "
-        "parameters. Clearly worse: `badam` (-20.0 points), `sgd` (-5.0 points). "
+        "`lora` (+5.0 points) is better than `full`. `last(1)` (−0.4 points) and `lntuning` "
+        "(−0.4) are not worse than `full` by more than 2 points. The smallest of them, "
+        "`lntuning`, trains 0.2 % of the parameters. Worse: `badam` (−20.0 points) and `sgd` (−5.0). "
         "Undecided: `lisa`; failed: `oft`. Warning: placebos gain too (`random`)."
+    )
+
+
+def test_many_arms_that_match_nothing_are_counted() -> None:
+    worse = [an_arm(f"w{n}", "worse", mean=-0.1 * n) for n in range(1, 6)]
+    study = a_study(*worse, *(an_arm(f"u{n}", "undecided") for n in range(5)))
+    assert conclusion(study) == (
+        "None of 10 arms was shown to be not worse than `full` by more than 2 points. "
+        "5 arms are worse, most `w5` (−50.0 points). 5 arms are undecided."
     )
 
 
@@ -259,8 +268,8 @@ def test_of_arms_that_train_alike_none_is_the_smallest() -> None:
     """As where curricula or losses are compared."""
     study = a_study(an_arm("dapo", "not worse"), an_arm("rloo", "better", mean=0.05))
     assert conclusion(study) == (
-        "2 of 2 arms are not worse than `full` by more than 2 points: `dapo`, `rloo`; better than "
-        "it: `rloo`."
+        "`rloo` (+5.0 points) is better than `full`. `dapo` (−0.4 points) is not worse than "
+        "`full` by more than 2 points."
     )
 
 
@@ -272,7 +281,8 @@ def test_the_conclusion_where_nothing_was_shown() -> None:
     assert conclusion(two).startswith("None of 2 arms was shown to be not worse than")
     one = a_study(an_arm("a", "not worse"), an_arm("b", "undecided"))
     assert conclusion(one) == (
-        "`a` is not worse than `full` by more than 2 points, and trains 24.6 % of the parameters. "
+        "`a` (−0.4 points) is not worse than `full` by more than 2 points. It trains 24.6 % of the "
+        "parameters. "
         "Undecided: `b`."
     )
     study = a_study(an_arm("a", "undecided"))

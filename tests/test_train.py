@@ -18,6 +18,7 @@ from modicum import runs
 from modicum.config import Optimizer, Sampling, Steps, TrainConfig
 from modicum.objectives import OBJECTIVES
 from modicum.objectives.parts import over_deviation
+from modicum.report import load
 from modicum.training import hearing, rollout, step
 from modicum.training.checkpoint import reload, restore
 from modicum.training.loop import Observer, train
@@ -111,6 +112,19 @@ def test_a_step_without_any_signal_changes_nothing(bare: TrainConfig) -> None:
     result = train(config)
     assert all(line["groups/no_signal"] == 1.0 for line in metrics_of(Path(config.out)))
     assert result["change_proof"].startswith("0 of")
+
+
+def test_what_is_right_is_logged_where_the_reward_does_not_pay_it(
+    bare: TrainConfig, tmp_path: Path
+) -> None:
+    for reward, key in (("random", "completions/accuracy"), ("accuracy", "reward/accuracy")):
+        config = replace(bare, reward=reward, steps=1, out=str(tmp_path / reward))
+        train(config)
+        (line,) = metrics_of(Path(config.out))
+        assert [name for name in line if name.endswith("/accuracy")] == [key]
+        assert 0 <= line[key] <= 1
+    # Reports draw it as the curve of accuracy.
+    assert "reward/accuracy" in load(tmp_path / "random").columns
 
 
 class Listener(Observer):

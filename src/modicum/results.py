@@ -182,6 +182,7 @@ class ArmResult(Frozen):
     by_seed: Mapping[str, float] = field(default_factory=dict)
     accuracy: Interval | None = None
     gain: Interval | None = None
+    beside: Mapping[str, Interval] = field(default_factory=dict)  # by the readings not primary
     below_base: Interval | None = None  # the share of seeds with a negative gain
     difference: Difference | None = None
     tests: Mapping[str, ClaimTest] | None = None
@@ -226,6 +227,7 @@ class Analysis(Frozen):
     samples_per_problem: int | None = None
     split: str = "test"
     base: Interval | None = None
+    beside: Mapping[str, Interval] = field(default_factory=dict)  # the base, as an arm's
     control_gain: Interval | None = None
     variance: Variance | None = None
     conclusion: str = ""

@@ -9,7 +9,7 @@ from modicum.commands.train import settings
 from modicum.config import TrainConfig
 from modicum.face.training import report
 from modicum.options import config_of, given
-from modicum.report import page, read, tables
+from modicum.report import page, paper, read, tables
 from modicum.report.words import filled
 from modicum.runs import read_object
 from modicum.status import STUDY, Status
@@ -80,7 +80,9 @@ def run_units(found: Namespace) -> int:
 def run_report(found: Namespace) -> int:
     """Write the report of runs or of a study: HTML, Markdown, figures; print the runs' table."""
     folders = [Path(name) for name in found.runs]
-
+    if found.paper:
+        place = str(paper.write(folders, found.out, found.title))
+        return printed(found.json, {"paper": place}, f"paper: {place}")
     report(*folders, out=found.out, title=found.title)
     study = (folders[0] / STUDY).is_file()
     paths = page.places(folders, found.out)._asdict()

@@ -4,16 +4,22 @@ A text may hold `code` in backticks. What a model wrote stands in `Sample`s alon
 
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, NamedTuple
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
 
+from modicum.config import TrainConfig
 from modicum.report.style import Figure as Drawing
-from modicum.report.words import NONE, filled, known, printable, say
+from modicum.report.words import NONE, filled, known, printable, say, setting
 from modicum.runs import flat
+from modicum.settings import settings
 from modicum.types import Frozen
 
 LETTERS_SHOWN = 1500  # of a question, a completion, a setting
 COLUMNS_SHOWN = 4  # runs side by side; more are rows
-Texts = Mapping[str, Any]  # by problem: a `completion` and what is to be said `about` it
+LETTERS_BROWSED = 300_000  # of completions that a page can show
+T = TypeVar("T", bound="Piece")
+# By problem: texts, each a `completion` and what is to be said `about` it.
+Texts = Mapping[str, Any]
 Draw = Callable[[bool], Drawing]
 Measures = Sequence[tuple[str, Sequence[str]]]  # name -> a text for each run
 
@@ -121,6 +127,12 @@ class Figure(Piece):
     draw: Draw
 
 
+class Browsed(Piece):
+    """Completions on many problems: a page shows one at a time, without its script the first ones."""
+
+    problems: tuple[SideBySide, ...]
+
+
 class Folded(Piece):
     """Blocks behind a line that unfolds them."""
 
@@ -144,30 +156,33 @@ class Document(NamedTuple):
     conclusion: str
     notes: tuple[str, ...]
     sections: tuple[Section, ...]
+    data: tuple[Path, ...] = ()  # files that it is made of
 
-    def figures(self) -> list[Figure]:
-        """Its figures in order."""
+    def blocks(self, kind: type[T]) -> list[T]:
+        """Its blocks of a kind in order, the folded ones too."""
         blocks = (block for section in self.sections for block in section.blocks)
         parts = (part for block in blocks for part in getattr(block, "parts", (block,)))
-        return [part for part in parts if isinstance(part, Figure)]
+        return [part for part in parts if isinstance(part, kind)]
 
 
-def side_by_side(
+def browsed(
     problems: Iterable[tuple[str, str, str]], sides: Sequence[tuple[str, int | None, Texts]]
-) -> list[SideBySide]:
-    """What each side (name, number of its colour, texts) wrote on each problem (key, question, gold)."""
-    return [
-        SideBySide(
-            question,
-            tuple(
-                Written(name, series, (Sample(text.completion, text.about),))
-                for name, series, texts in sides
-                if (text := texts.get(key)) is not None
-            ),
-            gold,
+) -> Browsed | None:
+    """What each side (name, number of its colour, texts) wrote on each problem (key, question, gold).
+
+    The problems end where the page would grow too large; None without any."""
+    found, letters = [], 0
+    for key, question, gold in problems:
+        written = tuple(
+            Written(name, series, tuple(Sample(t.completion, t.about) for t in texts[key]))
+            for name, series, texts in sides
+            if key in texts
         )
-        for key, question, gold in problems
-    ]
+        letters += sum(len(s.completion[:LETTERS_SHOWN]) for one in written for s in one.samples)
+        if found and letters > LETTERS_BROWSED:
+            break
+        found.append(SideBySide(question, written, gold))
+    return Browsed(tuple(found)) if found else None
 
 
 def figure(text: str, draw: Draw, name: str | None = None, **values: Any) -> Figure:
@@ -239,9 +254,14 @@ class Builder:
         notes = (Text(say(note), note=True),) if note else ()
         self.add(Folded(summary, (block, *notes)) if block else None)
 
-    def values(self, name: str, values: Mapping[str, Any]) -> None:
-        """Settings under a name, tables within them flat."""
-        self.add(Values(name, flat) if (flat := _flatten(values)) else None)
+    def values(self, name: str, values: Mapping[str, Any], usual: bool = False) -> None:
+        """Settings under a name, tables within them flat; those that are `usual` folded."""
+        every = flattened(values)
+        default = flattened({n: v for n, _, v in settings(TrainConfig())}) if usual else {}
+        own = {n: v for n, v in every.items() if default.get(n) != v}
+        self.add(Values(name, own) if own else None)
+        rest = {n: v for n, v in every.items() if n not in own}
+        self.fold(f"{len(rest)} more, as by default", Values("", rest) if rest else None)
 
     def proofs(self, name: str, items: Iterable[tuple[str, str | None]]) -> Proofs | None:
         """What was proven of each run or arm; None where nothing was."""
@@ -262,13 +282,14 @@ class Builder:
 
 def compare(configs: Sequence[Any]) -> tuple[dict[str, str], dict[str, tuple[str, ...]]]:
     """Settings that all share (name -> value) and those that differ (name -> one for each)."""
-    flat = [_flatten(config) for config in configs]
+    flat = [flattened(config) for config in configs]
     names = dict.fromkeys(name for config in flat for name in config)
     values = {name: tuple(config.get(name, NONE) for config in flat) for name in names}
     different = {name: texts for name, texts in values.items() if len(set(texts)) > 1}
     return {name: values[name][0] for name in names if name not in different}, different
 
 
-def _flatten(config: Mapping[str, Any]) -> dict[str, str]:
-    pairs = [(n, v if isinstance(v, str) else json.dumps(v, default=str)) for n, v in flat(config)]
+def flattened(config: Mapping[str, Any]) -> dict[str, str]:
+    """Settings as texts, tables within them flat; what is None is left out."""
+    pairs = [(name, setting(name, value)) for name, value in flat(config) if value is not None]
     return {printable(name): printable(text, LETTERS_SHOWN) for name, text in pairs}

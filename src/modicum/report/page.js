@@ -1,4 +1,5 @@
-// Sortable tables and values under the pointer. The page is whole without this.
+// Sortable tables, completions to browse, contents, values under the pointer. Without this the page
+// is whole, but for the completions beyond the first.
 "use strict";
 (() => {
   // Tables: a click or Enter on a head sorts by it, a second one turns the order round.
@@ -56,6 +57,110 @@
     label.append("Sorted by ", select);
     table.parentElement.prepend(label);
   }
+
+  // On a phone a row of many cells begins with four of them, and unfolds.
+  if (matchMedia("(max-width: 44rem)").matches) {
+    for (const table of document.querySelectorAll("table")) {
+      const rows = [...table.tBodies[0].rows];
+      if (rows.length < 5 || rows[0].cells.length < 7) continue;
+      for (const row of rows) {
+        const button = document.createElement("button");
+        button.type = "button";
+        button.className = "unfold";
+        button.append(...row.cells[0].childNodes);
+        button.setAttribute("aria-expanded", "false");
+        button.addEventListener("click", () => button.setAttribute("aria-expanded", String(!row.classList.toggle("brief"))));
+        row.cells[0].append(button);
+        row.classList.add("brief");
+      }
+    }
+  }
+
+  // Completions: one problem at a time, of all, or of those that a choice leaves.
+  const made = (name, text, className = "") => {
+    const element = document.createElement(name);
+    element.textContent = text;
+    if (className) element.className = className;
+    return element;
+  };
+  const right = (column) => /(^|: )right, \d|(^|: )right$/.test(column[2][0][1]);
+  for (const box of document.querySelectorAll(".browse")) {
+    const data = box.querySelector("script");
+    if (!data) continue;
+    const problems = JSON.parse(data.textContent);
+    const place = box.querySelector(".shown");
+    const heading = (name, series, text, gold) => {
+      const found = made(name, "");
+      if (series !== null) found.append(made("span", "", `swatch series-${series % 6}`));
+      found.append(text);
+      if (gold) found.append(" ", made("span", `Answer: ${gold}`, "note"));
+      return found;
+    };
+    const names = [...new Set(problems.flatMap((problem) => problem[2].map((column) => column[0])))];
+    const choices = [["all problems", () => true]];
+    if (names.length > 1) choices.push(["where verdicts differ", (p) => new Set(p[2].map(right)).size > 1]);
+    for (const name of names) choices.push([`not right: ${name}`, (p) => p[2].some((c) => c[0] === name && !right(c))]);
+    const pager = made("div", "", "pager");
+    const [before, after] = [made("button", "Previous"), made("button", "Next")];
+    const at = document.createElement("input");
+    at.type = "number";
+    at.min = "1";
+    const label = made("label", "Problem ");
+    const count = made("span", "");
+    label.append(at, " ", count);
+    const select = document.createElement("select");
+    select.setAttribute("aria-label", "Which problems");
+    choices.forEach(([name], number) => select.append(new Option(name, number)));
+    let found = problems;
+    const show = (number) => {
+      const last = Math.max(1, found.length);
+      const n = Math.min(Math.max(1, number || 1), last);
+      at.value = n;
+      at.max = last;
+      count.textContent = `of ${found.length}`;
+      before.disabled = n <= 1;
+      after.disabled = n >= last;
+      if (!found.length) return place.replaceChildren(made("p", "No problem is like this.", "note"));
+      const [title, gold, columns] = found[n - 1];
+      const pair = made("div", "", "pair");
+      for (const [name, series, samples] of columns) {
+        const column = made("div", "");
+        column.append(heading("h4", series, name));
+        for (const [text, about] of samples) {
+          const sample = made("article", "", "sample");
+          const words = made("pre", text.length > 1500 ? `${text.slice(0, 1500)} \u2026` : text);
+          words.dir = "auto";
+          sample.append(words, made("footer", about));
+          column.append(sample);
+        }
+        pair.append(column);
+      }
+      place.replaceChildren(heading("h3", null, title, gold), pair);
+    };
+    before.addEventListener("click", () => show(Number(at.value) - 1));
+    after.addEventListener("click", () => show(Number(at.value) + 1));
+    at.addEventListener("change", () => show(Number(at.value)));
+    select.addEventListener("change", () => { found = problems.filter(choices[select.value][1]); show(1); });
+    pager.append(before, label, after, select);
+    box.prepend(pager);
+    show(1);
+  }
+
+  // Contents: the section that is read is marked.
+  const links = new Map([...document.querySelectorAll("nav a")].map((a) => [a.hash.slice(1), a]));
+  const bar = document.querySelector("nav ul");
+  const mark = () => {
+    const past = [...document.querySelectorAll("main > section")].filter((s) => s.getBoundingClientRect().top < 80);
+    const now = past.length ? links.get(past[past.length - 1].id) : null;
+    for (const link of links.values()) {
+      if (link !== now) link.removeAttribute("aria-current");
+      else if (!link.hasAttribute("aria-current")) {
+        link.setAttribute("aria-current", "true");
+        bar.scrollTo({ left: link.offsetLeft - 40 });
+      }
+    }
+  };
+  addEventListener("scroll", mark, { passive: true });
 
   // Figures: marks have a text, named lines are read at the pointer.
   const tip = document.createElement("div");

@@ -39,18 +39,20 @@ def write(folders: Sequence[str | Path], out: str | Path | None = None, title: s
 
     Raises UserError for no folders, one that cannot be read or a file that cannot be written."""
     paths = [Path(folder) for folder in folders]
+    return write_document(read(paths, title), places(paths, out))
+
+
+def read(paths: Sequence[Path], title: str = "") -> Document:
+    """What is to be said about some runs, or about one study; raises as `write` does."""
     if not paths:
         raise UserError("report needs at least one run folder")
-    to, study = places(paths, out), next((p for p in paths if (p / STUDY).is_file()), None)
+    study = next((path for path in paths if (path / STUDY).is_file()), None)
     if study is None:
-        found = runs.document([load(path) for path in paths], title or "modicum report")
-    elif len(paths) > 1:
+        return runs.document([load(path) for path in paths], title or "modicum report")
+    if len(paths) > 1:
         raise UserError(f"{study} is a study: it gets a report of its own")
-    else:
-        record = load_study(study)
-        title = title or f"Study of {record.analysis.task or study.name}"
-        found = studies.document(record, title)
-    return write_document(found, to)
+    record = load_study(study)
+    return studies.document(record, title or f"Study of {record.analysis.task or study.name}")
 
 
 def places(folders: Sequence[Path], out: str | Path | None) -> Places:
@@ -72,34 +74,49 @@ def draw(figures: Iterable[Figure]) -> dict[str, Drawn]:
 
 def write_document(document: Document, to: Places) -> Path:
     """Write the page, NAME.svg and NAME.pdf of every figure, and the Markdown."""
-    found = draw(document.figures())
-    files = {to.report: html(document, found).encode()}
+    found = draw(document.blocks(Figure))
+    files = {to.report: html(document, found, to).encode()}
     for name, figure in found.items():
         files[to.figures / f"{name}.svg"] = figure.svg.encode()
         files[to.figures / f"{name}.pdf"] = figure.pdf
-    files[to.markdown] = markdown(document, to.figures.name).encode()
+    files[to.markdown] = markdown(document, to.figures.name, to.report.parent).encode()
+    write_files(files)
+    return to.report
+
+
+def write_files(files: Mapping[Path, bytes]) -> None:
+    """Write files, their folders made; UserError for one that cannot be written."""
     for path, data in files.items():
         try:
             make_folder(path.parent)
             path.write_bytes(data)
         except OSError as error:
             raise UserError(f"{path} cannot be written: {error.strerror}") from None
-    return to.report
 
 
-def html(document: Document, drawn: Mapping[str, Drawn]) -> str:
-    """Any document as a page; a figure that is not `drawn` is left out."""
+def html(document: Document, drawn: Mapping[str, Drawn], to: Places | None = None) -> str:
+    """Any document as a page, with links to the files beside it; a figure not `drawn` is left out."""
     script = words.file("page.js").strip()
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     template, css = words.environment().get_template("page.html"), words.file("page.css").strip()
     values = {"css": Markup(css), "script": Markup(script), "script_hash": f"sha256-{digest}"}
-    return template.render(document=document, drawn=drawn, **values)
+    beside = (
+        {"data": linked(document, to.report.parent), "to": to} if to else {"data": [], "to": to}
+    )
+    return template.render(document=document, drawn=drawn, **values, **beside)
 
 
-def markdown(document: Document, figures: str) -> str:
-    """Any document as Markdown; `figures` is the folder of the figures, relative to it."""
+def linked(document: Document, folder: Path) -> list[str]:
+    """The files that a document is made of, those that lie in or below a folder, relative to it."""
+    inside = (file for file in document.data if file.is_relative_to(folder) and file.is_file())
+    return [file.relative_to(folder).as_posix() for file in inside]
+
+
+def markdown(document: Document, figures: str, folder: Path | None = None) -> str:
+    """Any document as Markdown in a folder; `figures` is that of the figures, relative to it."""
     template = words.environment(escaped=escaped, code=code, fenced=fenced, prose=prose)
-    text = template.get_template("page.md").render(document=document, folder=figures)
+    data = linked(document, folder) if folder else []
+    text = template.get_template("page.md").render(document=document, folder=figures, data=data)
     return text.strip("\n") + "\n"
 
 

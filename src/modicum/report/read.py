@@ -4,6 +4,7 @@ Only `config.toml` and `metrics.jsonl` must be there: a run that still goes on h
 
 import itertools
 import math
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import field
 from functools import cached_property
@@ -21,7 +22,6 @@ from modicum.types import Frozen, UserError
 
 T = TypeVar("T")
 Columns = Mapping[str, Column]
-PROBLEMS_SHOWN = 3
 LEVELS_SHOWN = 8
 BINS = 5  # of difficulty, where there are more levels
 Rows = list[tuple[str, dict[str, float]]]  # name -> accuracy by level of difficulty
@@ -51,13 +51,14 @@ class HeldCompletion(Frozen):
     finished: bool
     strict: bool
     difficulty: float | None = None
+    lenient: bool | None = None
 
     @property
     def about(self) -> str:
         """The verdict and the length in words."""
-        verdict = "right" if self.strict else "wrong"
+        how = "greedy: " if self.sample == "greedy" else ""
         end = "" if self.finished else ", cut at the limit"
-        return f"{verdict}, {self.num_tokens} tokens{end}"
+        return f"{how}{verdict(self.strict, self.lenient)}, {self.num_tokens} tokens{end}"
 
 
 class RunRecord(Frozen):
@@ -78,6 +79,8 @@ class RunRecord(Frozen):
             found["seconds"] = np.nancumsum(seconds)
         if "tokens/generated" in found and np.isfinite(found["tokens/generated"]).all():
             found["tokens"] = found["tokens/generated"]
+        if "completions/accuracy" in found:  # where the reward does not pay it
+            found["reward/accuracy"] = found.pop("completions/accuracy")
         return found
 
     @property
@@ -168,10 +171,19 @@ def held_groups(records: Sequence[RunRecord]) -> list[HeldGroup]:
     return made
 
 
-def first_samples(rows: Iterable[HeldCompletion]) -> dict[str, HeldCompletion]:
-    """The first sample of the first problems: id -> completion."""
-    samples = (row for row in rows if row.sample == 0)
-    return {row.id: row for row in itertools.islice(samples, PROBLEMS_SHOWN)}
+def verdict(strict: bool, lenient: bool | None) -> str:
+    """Both readings in words; None: it is not known what the lenient one says."""
+    if strict:
+        return "right"
+    return {True: "right, not marked", False: "wrong", None: "not right and marked"}[lenient]
+
+
+def by_problem(rows: Iterable[HeldCompletion]) -> dict[str, list[HeldCompletion]]:
+    """Problem id -> its samples, the greedy one last."""
+    found = defaultdict[str, list[HeldCompletion]](list)
+    for row in sorted(rows, key=lambda row: row.sample == "greedy"):
+        found[row.id].append(row)
+    return found
 
 
 def by_difficulty(group: HeldGroup, names: Sequence[str]) -> tuple[dict[str, int], Rows]:

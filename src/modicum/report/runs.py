@@ -33,7 +33,6 @@ def document(records: Sequence[RunRecord], title: str) -> doc.Document:
         by_level = read.by_difficulty(groups[0], names)
         what = "Accuracy (%) by the difficulty of the held-out problems"
         report.add(accuracy.by_difficulty(*by_level, what))
-        report.fold("The same as a table", accuracy.difficulty_table(*by_level))
     bases = sorted({row.result.base.accuracy for row in rows if row.result.base is not None})
     report.section("training", "During training", *curves.figures(records, bases))
     report.add(curves.gold(dict(zip(names, records, strict=True))))
@@ -57,14 +56,17 @@ def document(records: Sequence[RunRecord], title: str) -> doc.Document:
         alike, differing = doc.compare(found)
         different = doc.across(f"{name} that differ", list(differing.items()), names)
         report.section(name.lower(), name, different)
-        report.values("The same in all runs" if len(names) > 1 else "", alike)
+        report.values("The same in all runs" if len(names) > 1 else "", alike, name == "Settings")
     command = "modicum train --config {} --out {}"
     again = [(str(r.folder / "config.toml"), f"{r.folder}-again") for r in records]
     report.repeat([command.format(*map(shlex.quote, places)) for places in again])
     pairs = zip(names, records, strict=True)
     unfinished = [f"{n}, {Status(r.folder).so_far}" for n, r in pairs if r.result is None]
     notes = (f"No result yet: {'; '.join(unfinished)}.",) if unfinished else ()
-    return doc.Document(title, headline(rows), "", notes, report.sections())
+    notes += (unequal,) if (unequal := say("unequal", rows=rows)) else ()
+    files = ("result.json", "metrics.jsonl", "samples.jsonl", "config.toml")
+    data = tuple(r.folder / name for r in records for name in files)
+    return doc.Document(title, headline(rows), "", notes, report.sections(), data)
 
 
 def headline(rows: Sequence[RunRow]) -> str:
@@ -75,13 +77,13 @@ def headline(rows: Sequence[RunRow]) -> str:
 def _written(
     report: Builder, records: Sequence[RunRecord], names: Sequence[str], groups: Sequence[HeldGroup]
 ) -> None:
-    series, answers = colours(records), []
+    series, answers = colours(records), list[doc.Browsed | None]()
     for group in groups:
         runs = list(zip(group.runs, group.trained, strict=True))[:RUNS_SHOWN]
-        sides = [("base", None, read.first_samples(group.base))]
-        sides += [(names[n], series[n], read.first_samples(rows)) for n, rows in runs]
-        problems = [(key, row.question, row.gold) for key, row in sides[-1][2].items()]
-        answers += doc.side_by_side(problems, sides)
+        sides = [("base", None, read.by_problem(group.base))]
+        sides += [(names[n], series[n], read.by_problem(rows)) for n, rows in runs]
+        problems = [(key, of[0].question, of[0].gold) for key, of in sides[-1][2].items()]
+        answers.append(doc.browsed(problems, sides))
     answered = {number for group in groups for number in group.runs}
     others = [n for n, record in enumerate(records) if n not in answered and record.samples]
     ends = [doc.SideBySide(names[n], _ends(records[n].samples), series=series[n]) for n in others]

@@ -22,9 +22,9 @@ if TYPE_CHECKING:
 else:  # names for annotations: figures take them from here
     Artist = Axes = Figure = object
 
-# After Okabe and Ito: told apart by colour-blind readers too. The last three are darker than
-# theirs, so that each has a contrast of 3 with white.
-SERIES = ("#0072b2", "#d55e00", "#009e73", "#b8578f", "#a87900", "#4d8fa8")
+# After Okabe and Ito: told apart by colour-blind readers too. Darker than theirs: each has a contrast
+# of 3 with white and a lightness of its own (5 of L* apart), so that they differ in grey, too.
+SERIES = ("#00407f", "#cc5200", "#00784f", "#8a2a6b", "#a97f00", "#4f9cc0")
 # Colour is never alone: a series has a marker of its own, and beyond six a line style.
 MARKERS = ("o", "s", "^", "D", "v", "P")
 STYLES = ("-", "--", ":")
@@ -32,15 +32,22 @@ Look = tuple[str, str, str, str]  # name, colour, marker, line style
 INK, MUTED, GRID, PAPER = "#24292e", "#5d656c", "#dfe3e6", "#ffffff"
 LETTER = 0.62  # width of a letter of the figures' font, in its size
 LINE = 0.17  # inches of a line of a legend
-BROAD, NARROW = 9.6, 3.7  # inches: a page, and a phone
-STYLE = Path(__file__).with_name("figures.mplstyle")
+STYLE, PAPER_STYLE = (Path(__file__).with_name(f"{n}.mplstyle") for n in ("figures", "paper"))
 
 
-def styled() -> AbstractContextManager[None]:
-    """Figures that are drawn and saved in it have the style of reports."""
-    from matplotlib import rc_context
+def styled(further: Path | None = None) -> AbstractContextManager[None]:
+    """Figures that are drawn and saved in it have the style of reports, `further` ones beside it."""
+    from matplotlib import rc_context, rc_params_from_file
 
-    return rc_context(fname=STYLE)
+    changed = dict(rc_params_from_file(further, use_default_template=False)) if further else None
+    return rc_context(changed, fname=STYLE)
+
+
+def across(narrow: bool) -> float:
+    """How many inches wide a figure is by the style in force: on a page, and on a phone."""
+    from matplotlib import rcParams
+
+    return rcParams["figure.figsize"][narrow]
 
 
 def series(number: int) -> tuple[str, str, str]:
@@ -201,14 +208,14 @@ def grid(
     """A figure of one small panel for each title; only the outer ones have numbers, all one scale.
 
     `height` is a panel's, `margin` the room at the left, in inches; no `columns`: small multiples."""
-    most = BROAD if columns else 2.6
+    most = across(False) if columns else 2.6
     columns = columns or min(2 if narrow else 5, len(titles))
     lines = -(-len(titles) // columns)
-    across = NARROW if narrow else BROAD
+    wide = across(narrow)
     top, gap_x, gap_y, bottom = 0.48, 0.16, 0.36, 0.45
-    width = min(most, (across - margin - 0.1 - gap_x * (columns - 1)) / columns)
+    width = min(most, (wide - margin - 0.1 - gap_x * (columns - 1)) / columns)
     down = top + lines * height + (lines - 1) * gap_y + bottom
-    figure = blank(across, down)
+    figure = blank(wide, down)
     panels = []
     for number, title in enumerate(titles):
         line, column = divmod(number, columns)
@@ -219,9 +226,9 @@ def grid(
         outer = number + columns >= len(titles)
         axes.tick_params(labelleft=column == 0, labelbottom=outer, labelsize=7, pad=2)
         panels.append(axes)
-    figure.text(margin / across, 0.08 / down, x_name, color=MUTED, va="bottom")
+    figure.text(margin / wide, 0.08 / down, x_name, color=MUTED, va="bottom")
     # Above, not turned at the side: a tall figure would have it far from what is seen.
-    figure.text(0.02 / across, 1 - 0.06 / down, y_name, color=MUTED, va="top")
+    figure.text(0.02 / wide, 1 - 0.06 / down, y_name, color=MUTED, va="top")
     return figure, panels
 
 
@@ -234,7 +241,6 @@ def numbers(axes: Axes, axis: str, count: int = 4) -> None:
     chosen.set_major_formatter(FuncFormatter(tick))
 
 
-def remark(axes: Axes, text: str, high: bool = False) -> None:
-    """A few words in the corner of a panel, at its foot unless `high`."""
-    place = (0.98, 0.86 if high else 0.05)
-    axes.text(*place, text, transform=axes.transAxes, ha="right", fontsize=7, color=MUTED)
+def remark(axes: Axes, text: str, y: float = 0.05) -> None:
+    """A few words at the right of a panel, at its foot or so high, from 0 to 1."""
+    axes.text(0.98, y, text, transform=axes.transAxes, ha="right", fontsize=7, color=MUTED)

@@ -4,6 +4,7 @@ Each section of `words.txt` is one text, filled with values by name; that of a f
 alternative, a line ---, and its caption. A text may end its lines anywhere."""
 
 import importlib.resources
+import json
 import math
 import re
 from collections.abc import Callable, Sequence
@@ -107,6 +108,14 @@ def memory(value: float | None) -> str:
     return f"{value / 2**30:.2f} GiB" if value >= 2**30 else f"{value / 2**20:.0f} MiB"
 
 
+def setting(name: str, value: Any) -> str:
+    """A setting as people write it: 0.0018, not 0.0018000000000000002; bytes as GiB."""
+    if isinstance(value, str | float):
+        return value if isinstance(value, str) else f"{value:.12g}"
+    sized = name.endswith("_bytes") and isinstance(value, int) and value >= 2**20
+    return memory(value) if sized else json.dumps(value, default=str)
+
+
 def duration(seconds: float) -> str:
     """Rounded for people: 4.2 s, 40 s, 12 min, 3.5 h."""
     if seconds < 120:
@@ -131,7 +140,7 @@ def aligned(rows: Sequence[Sequence[str]], justify: Any = str.rjust) -> list[str
 
 def tick(value: float, _: int = 0) -> str:
     """A number on an axis: 0.5, 200, 20k."""
-    return short(value) if abs(value) >= 1000 else f"{value:g}"
+    return (short(value) if abs(value) >= 1000 else f"{value:g}").replace("-", "−")
 
 
 def listed(texts: Sequence[str], word: str = "and") -> str:

@@ -9,7 +9,7 @@ say no more than what was tested.
 
 import json
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import asdict, replace
 from functools import cache
 from pathlib import Path
@@ -26,7 +26,7 @@ from modicum.results import Analysis, ArmResult, ClaimTest, Column, RunBudget
 from modicum.runs import Run, flat, read_object
 from modicum.stats import Interval
 from modicum.study.cells import COUNTED
-from modicum.study.collect import ArmRuns, Collected, collect, cost, difficulty
+from modicum.study.collect import SCORES, ArmRuns, Collected, collect, cost, difficulty
 from modicum.study.design import PlannedArm, Study
 from modicum.study.estimate import Estimate, estimate, retention, spread, table
 from modicum.types import UserError
@@ -70,9 +70,13 @@ def analyse(found: Collected, folder: Path) -> Analysis:
         samples_per_problem=base["samples_per_problem"],
         split=base["split"],
         base=arm_interval(found.base_scores[None, :]),
+        beside=_beside(study, [base]),
         control_gain=compared[study.control].gain,
         variance=spread(table(list(control.scores.values()))).components,
-        repeat=(f"modicum study run study.toml --jobs 1 --out {folder.name}-again",),
+        repeat=(
+            f"modicum study run study.toml --out {folder.name}-again    # in this folder",
+            f"modicum study same {folder.name}-again .",
+        ),
     )
     seen, unit = asdict(whole), study.budget.unit
     own = said("of_design", seen["arms"], study, COUNTED.get(unit, unit))
@@ -93,6 +97,7 @@ def _arm(found: Collected, outcome: ArmRuns, judged: ArmResult, folder: Path) ->
         placebo=arm.placebo,
         settings=dict(arm.settings),
         kind=kind_of(arm),
+        beside=_beside(found.study, (of["trained"] for of in outcome.results.values())),
         **vars(outcome.choice),
         difficulty=difficulty(found, outcome),
         cost=cost(outcome, found.outcomes[0], timed=len(found.devices) < 2),
@@ -102,6 +107,14 @@ def _arm(found: Collected, outcome: ArmRuns, judged: ArmResult, folder: Path) ->
         },
         failed=outcome.failed,
     )
+
+
+def _beside(study: Study, evaluations: Iterable[Mapping[str, Any]]) -> dict[str, Interval]:
+    """Of the readings that are not the primary one, where all evaluations have them."""
+    every = list(evaluations)
+    names = [name for name in ("accuracy", "lenient") if name != study.primary and every]
+    known = [name for name in names if all(of.get(SCORES[name]) for of in every)]
+    return {name: arm_interval([of[SCORES[name]] for of in every]) for name in known}
 
 
 def kind_of(arm: PlannedArm) -> str:
@@ -133,8 +146,11 @@ def same(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
 
     first, second = settled(one), settled(other)
     places = first.keys() | second.keys()
-    pairs = ((where, first.get(where), second.get(where)) for where in places)
-    return sorted(f"{where}: {a!r} and {b!r}" for where, a, b in pairs if a != b)
+    pairs = [(where, first.get(where), second.get(where)) for where in places]
+    odd = [(where, a, b) for where, a, b in pairs if a != b]
+    # An analysis of an older version has no reading beside the primary one.
+    told = [of for of in odd if "beside." not in of[0] or None not in of]
+    return sorted(f"{where}: {a!r} and {b!r}" for where, a, b in told)
 
 
 def said(name: str, *values: Any) -> list[str]:

@@ -138,12 +138,16 @@ def narrow(session: Session, batch: Batch) -> Batch:
 
 
 def proxy_metrics(session: Session, rollout: Rollout, extras: StepExtras) -> dict[str, float]:
-    """Under a learned reward what is right beside it, which the learner does not see; else nothing.
+    """What is right where the reward does not pay it; under a learned one also how they differ.
 
     The verdicts go to samples.jsonl as well. The KL is that of the first completion of each group
     from the reference (k1, summed), which costs a forward of one in G."""
-    if not (name := session.reward.learned):
+    if not (name := session.reward.learned) and "accuracy" in rollout.scores[0][0]:
         return {}
+    if not name:
+        pairs = ((group.problem, c.text) for group in rollout.groups for c in group.completions)
+        right = [session.task.grade(problem, text).strict for problem, text in pairs]
+        return {"completions/accuracy": statistics.fmean(right)}
     found = defaultdict[str, list[float]](list)
     for group, row in zip(rollout.groups, rollout.scores, strict=True):
         grades = [session.task.grade(group.problem, c.text) for c in group.completions]

@@ -15,8 +15,8 @@ from modicum.report import document, style
 from modicum.report.figures import curves
 from modicum.report.figures.curves import ACCURACY, AXES, PROBE, TRAINED, Line
 from modicum.report.read import Columns
-from modicum.report.study.read import CONTROL, ArmCurves, StudyRecord, family
-from modicum.report.style import BROAD, GRID, INK, MUTED, NARROW, PAPER, Axes, Figure, blank, tip
+from modicum.report.study.read import CONTROL, ArmCurves, StudyRecord, family, shown
+from modicum.report.style import GRID, INK, MUTED, PAPER, STYLES, Axes, Figure, Look, blank, tip
 from modicum.report.words import brief, listed, rate, say
 from modicum.results import Analysis, ArmResult
 
@@ -53,7 +53,7 @@ def arms(study: StudyRecord) -> list[ArmResult]:
 
 
 def figures(study: StudyRecord) -> list[document.Figure]:
-    """A figure for each axis that was logged; what the budget counts comes first."""
+    """A figure for each axis that was logged, what the budget counts first; before them one of the best."""
     made, budget, y = [], study.analysis.budget, metric(study)
     unit = budget.unit if budget else "steps"
     timed = any(arm.cost.seconds for arm in study.analysis.arms)
@@ -64,6 +64,9 @@ def figures(study: StudyRecord) -> list[document.Figure]:
             name = f"learning-{axis.rstrip('s')}s"
             values = {"axis": AXES[axis], "metric": y, "ends": ends}
             draw = partial(_draw, study, y, axis, found)
+            if not made and len(ends) > 1:
+                best = partial(_together, study, y, axis, found)
+                made.append(document.figure("together", best, "learning-together", **values))
             made.append(document.figure("arm_learning", draw, name, **values))
     return made
 
@@ -83,13 +86,35 @@ def _draw(study: StudyRecord, y: Metric, axis: str, found: Lines, narrow: bool) 
         if control is not None and kind is not CONTROL:
             axes.plot(control.x, control.mean, color=MUTED, linewidth=1.0, alpha=0.55)
         if (own := found[arm.slug]) is None:
-            style.remark(axes, "not logged")
+            style.remark(axes, "not logged", 0.6)
         else:
             own.draw(axes, kind.colour, arm.name)
-            if y.factor == 100:
-                _held_out(axes, study.curves[arm.slug], arm, own.x[-1], axis, kind.colour)
+        if y.factor == 100 and (last := own or control) is not None:
+            _held_out(axes, study.curves[arm.slug], arm, last.x[-1], axis, kind.colour)
         if y.factor == 100 and study.analysis.base is not None:
             axes.axhline(100 * study.analysis.base.mean, color=MUTED, linewidth=0.8, dashes=(4, 3))
+    return figure
+
+
+def _together(study: StudyRecord, y: Metric, axis: str, found: Lines, narrow: bool) -> Figure:
+    """The lines in one plot, of each colour the second one dashed."""
+    figure, looks = blank(style.across(narrow), 2.9 if narrow else 3.3, fitted=True), list[Look]()
+    axes = figure.subplots()
+    for arm in shown(study.analysis):
+        if (own := found.get(arm.slug)) is None:
+            continue
+        kind = family(study.analysis, arm)
+        dashes = STYLES[sum(look[1] == kind.colour for look in looks) % len(STYLES)]
+        (line,) = axes.plot(own.x, own.mean, dashes, color=kind.colour, linewidth=1.5)
+        line.set(marker=kind.marker, markersize=4, markevery=max(1, len(own.x) // 6))
+        style.name(line, arm.name)
+        looks.append((arm.name, kind.colour, kind.marker, dashes))
+    if (base := study.analysis.base) is not None and y.factor == 100:
+        axes.axhline(100 * base.mean, color=MUTED, linewidth=0.8, dashes=(4, 3))
+    axes.set_xlabel(AXES[axis])
+    axes.set_ylabel(y.shown)
+    style.numbers(axes, "x", 5)
+    style.legend(figure, looks)
     return figure
 
 
@@ -116,30 +141,34 @@ def between(curves: ArmCurves, axis: str) -> tuple[list[float], list[float]]:
     return xs, [100 * fmean(table[step] for table in tables) for step in steps]
 
 
-def gather(study: StudyRecord) -> tuple[dict[Metric, Lines], list[str]]:
-    """The metrics that move with a curve for each arm, and words on those that never did."""
+def gather(study: StudyRecord) -> tuple[dict[Metric, Lines], list[str], list[str]]:
+    """The metrics that move, with a curve for each arm; words on those that never did; few arms' own."""
     found = curves.metrics(_columns(study), short=True)
     found = curves.untrained(found) if _probed(study) else found
     moving = {of: lines(study, of, points=INCH) for of, same in found.items() if not same}
-    return moving, [same for same in found.values() if same]
+    few = [m for m, of in moving.items() if 2 * sum(map(bool, of.values())) < len(of)]
+    who = {m: [arm.name for arm in arms(study) if moving[m][arm.slug]] for m in few}
+    told = [f"{m.words} ({', '.join(names)})" for m, names in who.items()]
+    moving = {m: of for m, of in moving.items() if m not in who}
+    return moving, [same for same in found.values() if same], told
 
 
 def signals(study: StudyRecord) -> document.Figure | None:
     """The table of curves, where any metric moves."""
-    (moving, still), control = gather(study), study.control
+    (moving, still, few), control = gather(study), study.control
     if not moving:
         return None
     known = ((metric, found.get(control.slug)) for metric, found in moving.items())
     ends = [f"{metric.words} {line.ends()}" for metric, line in known if line]
     names = listed([metric.words for metric in moving])
-    values = {"names": names, "ends": ends, "control": control.name, "still": still}
+    values = {"names": names, "ends": ends, "control": control.name, "still": still, "few": few}
     return document.figure("signals", partial(_draw_signals, study, moving), **values)
 
 
 def _draw_signals(study: StudyRecord, moving: Mapping[Metric, Lines], narrow: bool) -> Figure:
     """One block of all columns for a page, blocks of three for a phone."""
     names, signals = [arm.name for arm in arms(study)], list(moving.items())
-    across, row, head = (NARROW, 0.42, 0.42) if narrow else (BROAD, 0.3, 0.42)
+    across, row, head = style.across(narrow), 0.42 if narrow else 0.3, 0.42
     left = 0.05 if narrow else min(2.1, style.width_of(names) + 0.12)
     count = 3 if narrow else max(4, -(-len(signals) // -(-len(signals) // COLUMNS)))
     block = head + row * len(names) + 0.12
@@ -256,4 +285,4 @@ def _panel(axes: Axes, arm: ArmResult, colour: str) -> None:
     if arm.rate_at_edge:
         low, high = axes.get_ylim()
         clear = all(accuracy > low + 0.3 * (high - low) for _, accuracy in tried)
-        style.remark(axes, "best at the edge", high=not clear)
+        style.remark(axes, "best at the edge", 0.05 if clear else 0.86)

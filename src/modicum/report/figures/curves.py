@@ -16,7 +16,7 @@ from modicum import stats
 from modicum.logged import METRICS, Metric, metric_of
 from modicum.report import document
 from modicum.report.read import Columns, RunRecord, colours
-from modicum.report.style import BROAD, INK, NARROW, Axes, Figure, blank, legend, name, series
+from modicum.report.style import INK, Axes, Figure, across, blank, legend, name, series
 from modicum.report.words import ARROW, NONE, general, listed, say
 from modicum.results import Column
 from modicum.types import Frozen
@@ -166,7 +166,7 @@ def _draw(
 
     columns = 1 if narrow else min(3, len(panels))
     rows, one = -(-len(panels) // columns), len({metric for metric, _ in panels}) == 1
-    width, height = (NARROW, 2.1) if narrow else (BROAD, 2.8 if one else 2.1)
+    width, height = across(narrow), 2.8 if one and not narrow else 2.1
     figure = blank(width, height * rows + 0.4, fitted=True)
     grid = figure.subplots(rows, columns, squeeze=False).ravel()
     shown = _shown(records)
@@ -271,7 +271,7 @@ def best_of(record: RunRecord) -> Points:
 
 
 def _draw_gold(curves: Mapping[str, Column], best: Mapping[str, Points], narrow: bool) -> Figure:
-    made = blank(*((NARROW, 2.6) if narrow else (BROAD, 3.2)), fitted=True)
+    made = blank(across(narrow), 2.6 if narrow else 3.2, fitted=True)
     axes, looks = made.subplots(), [(run, *series(number)) for number, run in enumerate(curves)]
     for (run, colour, *_), (x, gold, proxy, _) in zip(looks, curves.values(), strict=True):
         name(axes.plot(x, gold, color=colour, lw=1.5)[0], run)

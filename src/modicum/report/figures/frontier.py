@@ -11,13 +11,14 @@ from numpy.typing import ArrayLike, NDArray
 
 from modicum.report import document, style
 from modicum.report.study.read import family, present
-from modicum.report.style import BROAD, INK, MUTED, NARROW, PAPER, Axes, Figure, blank, tip
+from modicum.report.style import INK, MUTED, PAPER, Axes, Figure, across, blank, tip
 from modicum.report.tables import RunRow
 from modicum.report.words import decimal, listed, memory, short
 from modicum.results import Analysis
 from modicum.stats import Interval
 
 ROUNDS = 8  # of `arrange`
+APART = 1.5
 DISTANCES = (0.09, 0.16, 0.26, 0.4, 0.58, 0.8)  # of a label from its point
 LINE_FROM = 0.2  # a label farther off than this needs a line to its point
 Boxes = NDArray[np.float64]  # in inches: left, bottom, right, top
@@ -109,7 +110,7 @@ def figure(rows: Sequence[RunRow]) -> document.Figure | None:
 
     def draw(narrow: bool) -> Figure:
         lines, columns = (len(costs), 1) if narrow else (1, len(costs))
-        made = blank(*((NARROW, 2.3 * lines + 0.4) if narrow else (BROAD, 3.1)), fitted=True)
+        made = blank(across(narrow), 2.3 * lines + 0.4 if narrow else 3.1, fitted=True)
         grid = made.subplots(lines, columns, squeeze=False, sharey=True).ravel()
         for axes, (axis, found) in zip(grid, costs.items(), strict=True):
             _panel(axes, axis, found, None)
@@ -119,24 +120,31 @@ def figure(rows: Sequence[RunRow]) -> document.Figure | None:
         style.legend(made, [(name, *style.series(n)[:2], "") for name, n in shown.items()])
         return made
 
-    return document.figure("cost", draw, titles=listed([axis.title for axis in costs]))
+    steps = any(point.best for found in costs.values() for point in found)
+    titles = listed([axis.title for axis in costs])
+    return document.figure("cost", draw, titles=titles, steps=steps)
 
 
 def points(scored: Sequence[FrontierPoint], axis: Axis) -> list[FrontierPoint]:
-    """Those whose cost is known, by it; the best (no placebo) reach more than every cheaper one."""
+    """Those whose cost is known, by it; the best (no placebo) reach more than every cheaper one.
+
+    None is best where there are fewer than three costs, or all are within `APART` of the least."""
     costs = ((found, axis.value(found.cost)) for found in scored)
     known = ((p, cost) for p, cost in costs if cost is not None and (cost > 0 or not axis.log))
     placed = [found._replace(x=cost / axis.unit) for found, cost in known]
     made, highest = [], -math.inf
+    costs = [found.x for found in placed if not found.placebo]
+    # Two points, or costs that are nearly the same, have no frontier that is worth a line.
+    apart = len(costs) > 2 and max(costs) >= APART * min(costs)
     for found in sorted(placed, key=lambda p: (p.x, -p.y)):
-        best = not found.placebo and found.y > highest
+        best = apart and not found.placebo and found.y > highest
         highest = found.y if best else highest
         made.append(found._replace(best=best))
     return made
 
 
 def _draw(analysis: Analysis, axis: Axis, found: Sequence[FrontierPoint], narrow: bool) -> Figure:
-    figure = blank(*((NARROW, 5.6) if narrow else (BROAD, 4.6)), fitted=True)
+    figure = blank(across(narrow), 5.6 if narrow else 4.6, fitted=True)
     axes = figure.subplots()
     style.legend(figure, [kind.look for kind in present(analysis)])
     _panel(axes, axis, found, None if analysis.base is None else 100 * analysis.base.mean)
@@ -193,7 +201,7 @@ def _panel(axes: Axes, axis: Axis, found: Sequence[FrontierPoint], base: float |
         below.insert(0, f"base {base:.1f} %")
     if below:
         text = "below the axis: " + ", ".join(below)
-        room = axes.get_position().width * (NARROW if len(below) > 3 else BROAD)
+        room = axes.get_position().width * across(len(below) > 3)
         look = {"transform": axes.transAxes, "ha": "right", "color": MUTED}
         axes.text(0.995, 0.015, style.shorten(text, room, SIZE), fontsize=SIZE, **look)
 

@@ -2,7 +2,7 @@
 
 from modicum.report import document as doc
 from modicum.report.document import Builder, Table, TableCell
-from modicum.report.figures import accuracy, arm_curves, changes, frontier
+from modicum.report.figures import accuracy, arm_curves, changes, forest, frontier
 from modicum.report.study.read import StudyRecord, family, ranked
 from modicum.report.words import NONE, say
 from modicum.results import Analysis, ArmResult
@@ -13,11 +13,11 @@ METHOD = ("data", "difference", "margin", "retention", "not_claimed")  # section
 def document(study: StudyRecord, title: str) -> doc.Document:
     """All that is to be said about the study."""
     analysis, report = study.analysis, Builder()
-    report.section("result", "Result", accuracy.differences(analysis), arms_table(analysis))
-    report.note("ratios")
+    report.section("result", "Result", forest.differences(analysis), arms_table(analysis))
+    report.note("ratios", analysis=analysis)
     said = [say("arm", arm=arm) for arm in ranked(analysis)]
     if said := [text for text in said if not text.endswith("`:")]:
-        report.add(doc.Heading("The arms in words"), doc.Bullets(tuple(said)))
+        report.fold("The arms in words", doc.Bullets(tuple(said)))
     report.section("cost", "Accuracy and cost", *frontier.figures(analysis))
     report.fold("What the arms cost, in numbers", costs_table(analysis), "means")
     levels, rows = accuracy.levels(analysis), accuracy.rows(analysis)
@@ -26,8 +26,9 @@ def document(study: StudyRecord, title: str) -> doc.Document:
     figure = accuracy.by_difficulty(levels, rows, what, bold=analysis.control)
     report.section("difficulty", "By difficulty", figure)
     curves = arm_curves.figures(study)
-    report.section("training", "During training", *curves[:1])
-    for figure in curves[1:]:
+    main = 2 if curves and curves[0].name == "learning-together" else 1
+    report.section("training", "During training", *curves[:main])
+    for figure in curves[main:]:
         report.fold(f"The same against {figure.name.removeprefix('learning-')}", figure)
     if signals := arm_curves.signals(study):
         report.add(doc.Heading("Reward terms, length, entropy and more"), signals)
@@ -35,7 +36,7 @@ def document(study: StudyRecord, title: str) -> doc.Document:
     _weights(report, study)
     report.section("written", "What the models wrote")
     if study.runs.samples.problems:
-        report.add(doc.Text(study.runs.samples.rule, note=True), *_written(study))
+        report.add(doc.Text(study.runs.samples.rule, note=True), _written(study))
     report.section("failures", "What failed")
     if failed := [f"`{arm.name}`: {text}" for arm in analysis.arms for text in arm.failed]:
         report.note("failures")
@@ -58,7 +59,9 @@ def document(study: StudyRecord, title: str) -> doc.Document:
     absent = absent if study.curves else absent and ["any arm"]
     facts = say("facts", analysis=analysis)
     notes = (facts, say("missing", absent=absent)) if absent else (facts,)
-    return doc.Document(title, analysis.question, analysis.conclusion, notes, report.sections())
+    return doc.Document(
+        title, analysis.question, analysis.conclusion, notes, report.sections(), study.files
+    )
 
 
 def _weights(report: Builder, study: StudyRecord) -> None:
@@ -74,13 +77,14 @@ def _weights(report: Builder, study: StudyRecord) -> None:
     report.fold("The changes in numbers", numbers, "arm_weights")
 
 
-def _written(study: StudyRecord) -> list[doc.SideBySide]:
-    problems, arms = study.runs.samples.problems, study.analysis.arms
+def _written(study: StudyRecord) -> doc.Browsed | None:
+    problems, arms = study.runs.samples.problems, ranked(study.analysis)
+    arms.sort(key=lambda arm: arm.name != study.analysis.control)
     looks: list[tuple[str, str, int | None]] = [("", "base", None)]
     looks += [(arm.slug, arm.name, family(study.analysis, arm).series) for arm in arms]
-    texts = {s: {p.question: p.texts[s] for p in problems if s in p.texts} for s, *_ in looks}
+    texts = {s: {p.question: [p.texts[s]] for p in problems if s in p.texts} for s, *_ in looks}
     sides = [(name, series, texts[slug]) for slug, name, series in looks]
-    return doc.side_by_side([(p.question, p.question, p.gold) for p in problems], sides)
+    return doc.browsed([(p.question, p.question, p.gold) for p in problems], sides)
 
 
 def _settings(report: Builder, study: StudyRecord) -> None:
@@ -94,9 +98,9 @@ def _settings(report: Builder, study: StudyRecord) -> None:
         title, measures = "What the arms set", own
     names = [TableCell(arm.name, code=True) for arm in shown or every]
     report.section("settings", "Settings", doc.across(title, measures, names, "arm", wrap=True))
-    report.values("The same in all arms", alike)
+    report.values("The same in all arms", alike, usual=True)
     design = {k: v for k, v in study.settings.items() if k not in ("arms", "config", "question")}
-    report.values("The study", design)
+    report.fold("The settings of the study", doc.Values("", doc.flattened(design)))
 
 
 def arms_table(analysis: Analysis) -> Table:

@@ -6,7 +6,8 @@ of steps where there are many. Families of arms, kinds of their updates, have th
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import field
+from dataclasses import asdict, field
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -26,7 +27,8 @@ from modicum.types import Frozen, UserError
 FORMAT = 1
 POINTS = 100  # of a curve: more than a figure can show
 DIGITS = 4  # of a number that is only drawn
-ARMS_SHOWN = 6
+ARMS_SHOWN = 6  # whose texts are kept: the control and the best
+PROBLEMS_KEPT, LETTERS_KEPT = 40, 200_000  # of texts
 
 
 class ShownText(Frozen):
@@ -34,11 +36,12 @@ class ShownText(Frozen):
 
     completion: str
     strict: bool = False
+    lenient: bool | None = None
 
     @property
     def about(self) -> str:
-        """The verdict in a word."""
-        return "right" if self.strict else "wrong"
+        """The verdict in words."""
+        return read.verdict(self.strict, self.lenient)
 
 
 class ShownProblem(Frozen):
@@ -84,6 +87,7 @@ class StudyRecord(NamedTuple):
     analysis: Analysis
     settings: Mapping[str, Any]
     runs: CurvesFile
+    files: tuple[Path, ...] = ()  # that it was read from
 
     @property
     def curves(self) -> dict[str, ArmCurves]:
@@ -120,7 +124,8 @@ def load(folder: str | Path) -> StudyRecord:
             if "step" not in columns or len({len(column) for column in columns.values()}) > 1:
                 why = f"{slug}: the columns of seed {seed} are not of one length"
                 raise UserError(f"{stored}: {why}")
-    return StudyRecord(analysis, read_toml(design) if design.is_file() else {}, runs)
+    settings = read_toml(design) if design.is_file() else {}
+    return StudyRecord(analysis, settings, runs, (file, stored, design))
 
 
 def compact(folder: Path, analysis: Analysis) -> dict[str, Any]:
@@ -206,15 +211,21 @@ def _samples(folder: Path, analysis: Analysis) -> dict[str, Any]:
     control = next(arm for arm in analysis.arms if arm.name == analysis.control)
     runs_of = _inside(folder, control).values()
     texts = {"": _first([*own, *(path / "completions-base.jsonl" for path in runs_of)])}
-    for arm in analysis.arms[:ARMS_SHOWN]:
+    for arm in shown(analysis):
         done = [path for seed, path in _inside(folder, arm).items() if seed in arm.by_seed]
         texts[arm.slug] = _first([path / "completions-trained.jsonl" for path in done[:1]])
     texts = {name: found for name, found in texts.items() if found}
-    problems, cut = [], slice(LETTERS_SHOWN)
+    problems, letters, cut = [], 0, slice(LETTERS_SHOWN)
     for key, row in next(iter(texts.values()), {}).items():
+        if letters > LETTERS_KEPT:
+            break
         rows = {name: found[key] for name, found in texts.items() if key in found}
-        shown = {s: {"completion": r.completion[cut], "strict": r.strict} for s, r in rows.items()}
-        problems.append({"question": row.question[cut], "gold": row.gold[cut], "texts": shown})
+        wrote = {
+            slug: ShownText(r.completion[cut], r.strict, r.lenient) for slug, r in rows.items()
+        }
+        letters += sum(len(text.completion) for text in wrote.values())
+        kept = {slug: asdict(text) for slug, text in wrote.items()}
+        problems.append({"question": row.question[cut], "gold": row.gold[cut], "texts": kept})
     rule = say("rule", problems=len(problems), split=analysis.split)
     return {"rule": rule, "problems": problems} if problems else {}
 
@@ -222,7 +233,14 @@ def _samples(folder: Path, analysis: Analysis) -> dict[str, Any]:
 def _first(files: Sequence[Path]) -> dict[str, HeldCompletion]:
     """Problem id -> its first sample, of the first problems in the first file that is there."""
     path = next((file for file in files if file.is_file()), None)
-    return {} if path is None else read.first_samples(read.rows(HeldCompletion, path))
+    rows = () if path is None else read.rows(HeldCompletion, path)
+    return {row.id: row for row in islice((r for r in rows if r.sample == 0), PROBLEMS_KEPT)}
+
+
+def shown(analysis: Analysis) -> list[ArmResult]:
+    """The arms whose texts are kept: the control, then the best by their result; no placebos."""
+    rivals = [arm for arm in ranked(analysis) if not arm.placebo]
+    return sorted(rivals, key=lambda arm: arm.name != analysis.control)[:ARMS_SHOWN]
 
 
 class Family(NamedTuple):
