@@ -205,8 +205,7 @@ def _arms(
     """Of every arm, the easiest first, its problem at a place, and its difficulty; what to tell."""
     turns, ends = turns_of(task), task.size("train") is not None
     if not ends and (member.visits or turns == 1):
-        hint = "bandit and e2h go by levels, such as those of arithmetic(terms=(2, 3, 4, 5))"
-        raise UserError(f"{member.name}: the problems of {task} do not come again; {hint}")
+        raise UserError.of("endless", curriculum=member.name, task=task)
     problems, told = pool(task, seed, turns), list[str]()
     found = {p.id: d for p in problems if (d := measure(p)) is not None}
     if member.directed or not member.visits:

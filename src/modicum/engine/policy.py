@@ -124,5 +124,4 @@ def check_length(prompts: Prompts, model: Any, sampling: Sampling) -> None:
         raise UserError("max_tokens: a run settles auto; here it takes a number")
     longest = max(map(len, prompts)) + sampling.max_tokens
     if limit is not None and longest > limit:
-        made = f"a prompt and max_tokens = {sampling.max_tokens} make {longest} tokens"
-        raise UserError(f"{made}; the model has positions for {limit}")
+        raise UserError.of("too_long", max_tokens=sampling.max_tokens, longest=longest, limit=limit)

@@ -152,9 +152,7 @@ def opened(
         for (_, prompt, *both, _), then in report.get("witness", ()) if due else ():
             now = score(tuple(prompt), [tuple(tokens) for tokens, _ in both])
             if not torch.allclose(now, now.new_tensor(then), CLOSE[dtype], CLOSE[dtype]):
-                what = f"{folder} scores {now.tolist()} what it scored {then} when it was made"
-                why = "its base is not as it was, another adapter acts, or its files changed"
-                raise RunStopped(f"reward proof: {what}: {why}")
+                raise RunStopped.of("witness", folder=folder, now=now.tolist(), then=then)
         if tokenizer:
             found = in_parts(score, (), [chat(problem.question, c.text) for c in group])
         else:

@@ -52,17 +52,12 @@ def require_origin(groups: Sequence[Group], sampling: Sampling, version: str) ->
     settings = (sampling.temperature, sampling.top_p, sampling.top_k)
     for origin in {c.origin for group in groups for c in group.completions}:
         if origin is None:
-            origin_of = "types.Origin(version_of(weights), temperature, top_p, top_k)"
-            why = "the sampler does not say from which weights it drew"
-            raise AgreementFailed(f"{why}; every Completion needs its origin = {origin_of}")
+            raise AgreementFailed.of("no_origin")
         drawn = (origin.temperature, origin.top_p, origin.top_k)
         if drawn != settings:
-            at = f"(temperature, top_p, top_k) = {drawn}, and are trained at {settings}"
-            raise AgreementFailed(f"the completions were drawn at {at}")
+            raise AgreementFailed.of("other_sampling", drawn=drawn, settings=settings)
         if origin.weights != version:
-            other = f"other weights (version {origin.weights}) than those that are trained"
-            why = f"from {other} ({version}); the sampler is stale"
-            raise AgreementFailed(f"the completions were drawn {why}")
+            raise AgreementFailed.of("stale", weights=origin.weights, version=version)
 
 
 def require_stops(groups: Sequence[Group], tokenizer: Any, stops: Sequence[str]) -> None:
@@ -70,5 +65,4 @@ def require_stops(groups: Sequence[Group], tokenizer: Any, stops: Sequence[str])
     texts = Texts(tokenizer, (), stops)
     rows = [c.tokens[:-1] for group in groups if stops for c in group.completions]
     for stop in filter(None, map(texts.stop_in, texts(rows))):
-        what = f"a completion goes on after the stop string {stop!r}"
-        raise AgreementFailed(f"{what}; the sampler must obey `sampling.stop`")
+        raise AgreementFailed.of("beyond_stop", stop=stop)

@@ -51,8 +51,7 @@ def said(folder: Path) -> Mapping[str, Any]:
     if task not in (None, "CAUSAL_LM"):
         raise UserError(f"{folder} is an adapter for the task {task}, not for a causal model")
     if kind in OUTSIDE.split() or found.get("alora_invocation_tokens"):
-        why = f"of the kind {kind}, which is not inside the layers of its base alone"
-        raise UserError(f"{folder} is an adapter {why}; it cannot be evaluated or trained here")
+        raise UserError.of("outside_layers", folder=folder, kind=kind)
     return found
 
 
@@ -101,8 +100,7 @@ def _fill(model: Any, folder: Path, pickled: bool) -> None:
             tensor.fill_(float("nan"))  # the file must fill them all
     found = set_peft_model_state_dict(model, load_peft_weights(str(folder), device="cpu"))
     if found.unexpected_keys:
-        why = f"its base has no place for its tensor {min(found.unexpected_keys)}"
-        raise UserError(f"{folder}: {why}; is it for another base?")
+        raise UserError.of("no_place", folder=folder, tensor=min(found.unexpected_keys))
     for name, tensor in get_peft_model_state_dict(model, save_embedding_layers=False).items():
         if not torch.isfinite(tensor).all():
             raise UserError(f"{folder} has no {name}, or numbers in it that are not finite")
@@ -132,5 +130,4 @@ def merged(model: Any) -> nn.Module:
         return model.float().merge_and_unload()
     except (NotImplementedError, AttributeError, ValueError) as error:
         kind = model.peft_config["default"].peft_type.value
-        reason = str(error).splitlines()[0]
-        raise UserError(f"PEFT adds no {kind} to the weights of its base: {reason}") from None
+        raise UserError.of("no_merge", kind=kind, reason=str(error).splitlines()[0]) from None

@@ -38,8 +38,7 @@ def causal(name: str, config: Any) -> Any:
     if reason:
         raise UserError(f"{name}: the architecture {config.model_type!r} cannot be run: {reason}")
     if getattr(chosen, "is_decoder", None) is False and not chosen.is_encoder_decoder:
-        why = "is an encoder, which sees the tokens that follow (is_decoder is false)"
-        raise UserError(f"{name} is not a causal language model: its config says that it {why}")
+        raise UserError.of("encoder", name=name)
     if hasattr(chosen, "rescale_every"):
         chosen.rescale_every = 0  # RWKV would halve its weights in place while it is evaluated
     return chosen

@@ -113,8 +113,7 @@ class Identity(Frozen):
         for key, what in HASHES.items():
             if known.get(key) != self.hashes.get(key):
                 was, now = (f"{of.get(key)!s:.12}" for of in (known, self.hashes))
-                why = f"its hash differs (it was {was}, that of {name} is {now})"
-                raise UserError(f"{past} another {what}: {why}")
+                raise UserError.of("other_hash", past=past, what=what, was=was, name=name, now=now)
 
 
 def odd_weights() -> Tensor:

@@ -71,8 +71,7 @@ class Objective(spec.Spec, ABC):
         if not self.kl and self.kl_form != type(self).kl_form:
             raise UserError(f"{self.name}: kl_form does nothing while kl is 0")
         if self.whole_rows and (self.kl_in_reward or self.entropy_share < 1):
-            words = "one ratio a completion takes one advantage, no kl_form='k1_reward' or entropy_share"
-            raise UserError(f"{self.name}: {words}")
+            raise UserError.of("whole_rows", name=self.name)
 
     @classmethod
     def kind(cls) -> tuple[object, ...]:

@@ -28,10 +28,7 @@ class Fsdp(Zero, frozen=False):
         super().masters_fit(prepared)
         apart = {tensor for tensors in self.apart(prepared).values() for tensor in tensors}
         if prepared.adapter is not None or apart.isdisjoint(prepared.trainable.values()):
-            raise UserError(
-                "parallel: fsdp divides layers whose own matrices train, of an architecture that"
-                " engine split knows: none here; take zero or ddp (--quantise nf4 for what rests)"
-            )
+            raise UserError.of("fsdp_layers")
 
     def apart(self, prepared: Prepared) -> dict[nn.Module, list[nn.Parameter]]:
         decoder = view(prepared.model)

@@ -157,8 +157,7 @@ class ServerProcess:
                 if self.server.alive() and self.server.about()["model"] == self._name:
                     return True
             if time.monotonic() > until:
-                limit = f"{self.start_seconds:g} s"
-                raise UserError(f"vLLM did not answer within {limit}; its log is {self._log}")
+                raise UserError.of("no_answer", seconds=self.start_seconds, log=self._log)
             time.sleep(0.2)
         text = self._log.read_bytes()[began:].decode(errors="replace")
         if "address already in use" in text.lower():

@@ -67,10 +67,7 @@ class Server:
         release = self._told("/version", "version")
         number = re.match(r"0\.(\d+)\.", release)
         if not number or not KNOWN[0] <= int(number[1]) < KNOWN[1]:
-            raise UserError(
-                f"{self.url} is vLLM {release}; known are those from 0.{KNOWN[0]}, before"
-                f" 0.{KNOWN[1]} (scripts/vllm_env.sh installs one)"
-            )
+            raise UserError.of("vllm_version", url=self.url, release=release, known=KNOWN)
         card = self._told("/v1/models", "data")[0]  # adapters come after it
         config = self._told("/server_info?config_format=json", "vllm_config")["model_config"]
         if config.get("logprobs_mode") != "processed_logprobs":
@@ -131,10 +128,7 @@ class Server:
         if self.version and found != self.version:
             if found == FIRST:
                 raise ServerGone(f"{self.url} was started again, and has its first weights")
-            raise UserError(
-                f"{self.url} has weights of version {found} where {self.version} was published:"
-                " another program publishes there"
-            )
+            raise UserError.of("other_publisher", url=self.url, found=found, version=self.version)
         self._ask("/pause?mode=wait", {})
         try:
             self._label(f"part of {version}")

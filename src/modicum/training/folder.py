@@ -96,8 +96,7 @@ def _resumed(session: Session, run: runs.Run, note: Note) -> tuple[runs.Run, int
     folder, config = run.folder, session.config
     changes, digits = _changes(folder, config)
     if LENGTH & changes.keys() and (why := _follows(session)):
-        other = f"{folder} was begun with other settings {_told(changes)}"
-        raise UserError(f"{other}; its length cannot change, since {why}")
+        raise UserError.of("length_follows", folder=folder, changes=_told(changes), why=why)
     finished, saved = (folder / "result.json").exists(), runs.checkpoints(folder)
     if finished and not saved:
         raise UserError(f"{folder} holds a finished run without checkpoints; nothing can go on")
@@ -163,16 +162,14 @@ def _changes(folder: Path, config: TrainConfig) -> tuple[Changes, bool]:
     other = {name: both for name, both in changes.items() if name in stay}
     if other:
         may = ", ".join(name for name, _, _ in settings(now) if name not in stay)
-        begun = f"{folder} was begun with other settings {_told(other)}"
-        raise UserError(f"{begun}; it cannot go on with these. What may change: {may}")
+        raise UserError.of("settings_stay", folder=folder, changes=_told(other), may=may)
     return changes, any(kind == "digits" for kind, _, _ in found.values())
 
 
 def _finished(folder: Path, stopped: str = "") -> UserError:
     why = f", which stopped since {stopped}" if stopped else ""
     more = "--stop-when never and --patience 0" if stopped else "more --steps"
-    ways = f"--overwrite starts anew, {more} go on with it"
-    return UserError(f"{folder} holds a finished run{why}; {ways}")
+    return UserError.of("finished", folder=folder, why=why, more=more)
 
 
 def _listed(changes: Changes, which: int) -> str:
@@ -204,10 +201,7 @@ def sizes_kept(session: Session, run: runs.Run, note: Note, step: int) -> Iterat
         yield
     except (RuntimeError, MemoryError) as error:
         machine.require_out_of_memory(error)
-        where = "where no smaller batch helps (the optimizer's step or a check)"
-        less = "another --update or --dtype bf16 takes less, as modicum plan shows"
-        more = "if other programs hold some, --resume goes on from the last checkpoint"
-        raise UserError(f"memory ran out {where}: {less}; {more}") from None
+        raise UserError.of("no_smaller_batch") from None
     rollouts = getattr(session.policy.sampler, "rollout_batch", before.rollout_batch)
     if rollouts < before.rollout_batch:
         session.resize(rollout_batch=rollouts)

@@ -72,11 +72,7 @@ def sample(name: str, size: int) -> np.ndarray:
 class Optimization(Stepper):
     """Moves what trains by its gradients."""
 
-    not_finite: ClassVar[str] = (
-        "the loss ({loss:g}) or its gradient ({norm:g}) was not finite for {count} steps in a"
-        " row; a smaller learning rate, fp32 or a KL term may help. Skipped steps changed"
-        " nothing and the last checkpoint is good"
-    )
+    not_finite: ClassVar[str] = "loss_not_finite"
 
     def __init__(
         self,

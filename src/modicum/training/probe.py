@@ -79,9 +79,7 @@ def probe(config: TrainConfig, updates: Sequence[str], say: Callable[[str], None
     taken = Taken(cut=config.batch.cut)
     batch = batch_of(session, groups, rewards_PG, taken)
     if len({group % 2 for group in batch.signal}) < 2:
-        has = f"{len(batch.signal) or 'none'} has a signal (rewards that differ)"
-        need = "both halves of the problems need one; modicum doctor says why"
-        raise UserError(f"of {len(groups)} groups {has}, and {need}")
+        raise UserError.of("few_signals", groups=len(groups), signals=len(batch.signal) or "none")
     say(f"{len(groups)} problems sampled, {len(batch.signal)} groups with a signal")
     found = []
     for number, update in enumerate(updates):

@@ -238,10 +238,7 @@ def _begin(
     """The order of a run; UserError where it cannot learn or has too few problems."""
     order = curriculum.begin(task, config.seed)
     if order.learns and "accuracy" not in [str(term) for _, term in reward.terms]:
-        raise UserError(
-            f"{config.curriculum} goes by what is right, so the reward needs the term accuracy, and"
-            f" {reward} has none"
-        )
+        raise UserError.of("needs_accuracy", curriculum=config.curriculum, reward=reward)
     order.look(config.batch.prompts_per_step, config.steps)
     return order
 

@@ -129,10 +129,7 @@ def score(
     for _, term in reward.terms:
         failed = [fault for fault in faults if fault.startswith(f"{term}: ")]
         if len(failed) == count:
-            raise RunStopped(
-                f"reward {failed[0]}, for all {count} completions of a step; once that is mended,"
-                " --resume goes on from the last checkpoint"
-            )
+            raise RunStopped.of("reward_failed", fault=failed[0], count=count)
     return scores, torch.tensor([[reward.total(s) for s in row] for row in scores])
 
 
@@ -207,8 +204,7 @@ def backward(
         # Others have been told of groups, or wait in a layer.
         if team.size > 1 and (by_group or team.apart(session.prepared)):
             what = "group by group" if by_group else "with layers in pieces"
-            how = "where several processes cannot go back: a smaller --micro-batch takes less"
-            raise UserError(f"memory ran out in training {what}, {how}")
+            raise UserError.of("no_way_back", what=what)
         anew()
 
     work = partial(_backward, session, batch, references, heard)
@@ -232,11 +228,7 @@ def within_memory(
             machine.require_out_of_memory(error)
         rows = min(session.config.batch.micro_batch, rows)
         if rows == 1:
-            raise UserError(
-                "memory ran out in training with one completion in a micro-batch:"
-                " --checkpointing, shorter completions (--max-tokens) or another --update take"
-                " less; modicum plan shows what"
-            )
+            raise UserError.of("memory_in_training")
         undo()
         session.resize(micro_batch=rows // 2)
         machine.drop_caches()

@@ -112,8 +112,7 @@ class Layers(Region):
             raise UserError("layers() needs the numbers of the layers, such as layers(2, 3)")
         pair = len(self.indices) == 2 and min(self._numbers, default=0) > 0
         if RANDOM in self.indices and not (pair and self.indices[0] == RANDOM):
-            drawn = "layers(random, 2) are two that the seed draws; it takes one number"
-            raise UserError(f"{self}: {drawn}")
+            raise UserError.of("random_layers", update=self)
 
     @property
     def _numbers(self) -> list[int]:
@@ -180,6 +179,5 @@ class BitFit(Selection):
     def names(self, layout: Layout) -> set[str]:
         found = {name for name, place in layout.places.items() if "bias" in place.parts}
         if not found:
-            others = "parts(norm) trains as few numbers, lora(rank=1) not many more"
-            raise UserError(f"{self}: this model has no bias to train; {others}")
+            raise UserError.of("no_bias", update=self)
         return found

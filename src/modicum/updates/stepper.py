@@ -38,10 +38,7 @@ class StepCounters:
 class Stepper:
     """Takes steps: `attach` once, then `switch`, `before`, the optimizer's step, `after`."""
 
-    not_finite: ClassVar[str] = (
-        "the gradient ({norm:g}) was not finite for {count} steps in a row; skipped steps"
-        " changed nothing"
-    )
+    not_finite: ClassVar[str] = "not_finite"  # what is said where steps stay so
     optimizer: torch.optim.Optimizer
 
     def __init__(
@@ -105,8 +102,7 @@ class Stepper:
         self.taken, self.shown = False, {}
         gradients = self.gradients()
         if not gradients:
-            why = "the loss does not depend on them"
-            raise RunStopped(f"no tensor that trains got a gradient: {why}")
+            raise RunStopped.of("no_gradient")
         norms, norm = self.masters.norms(gradients)
         if not (abs(loss) < float("inf") and norm < float("inf")):
             self.begin_anew()
@@ -117,7 +113,7 @@ class Stepper:
             counters.skipped_in_row += 1
             if counters.skipped_in_row >= self.max_skipped:
                 count = counters.skipped_in_row
-                raise RunStopped(self.not_finite.format(loss=loss, norm=norm, count=count))
+                raise RunStopped.of(self.not_finite, loss=loss, norm=norm, count=count)
             return norm
         counters.skipped_in_row, self.unshown = 0, None
         has_signal = norm > 0 if has_signal is None else has_signal

@@ -38,8 +38,7 @@ class UpdateCallback(TrainerCallback):
             raise UserError("an update needs whole tensors, not shards: no DeepSpeed and no FSDP")
         changes = type(self.driver.prepared.schedule) is not Schedule
         if changes and state.global_step > 0:
-            why = "a Trainer's checkpoint does not hold its state: it cannot be resumed there"
-            raise UserError(f"{MOVES}, and {why}; modicum train can")
+            raise UserError.of("trainer_state", moves=MOVES)
         if changes and args.world_size > 1:
             raise UserError(f"{MOVES}: one process only")
         self.micro_batches, self.proven = 0, None
