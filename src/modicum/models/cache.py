@@ -81,7 +81,8 @@ class Cache:
         """Of what was made of rows that are run: that of the living."""
         return x_NC
 
-    def position_N(self) -> Tensor:
+    @property
+    def positions_N(self) -> Tensor:
         """The position of the token of every row that is run; call `advance` for it first."""
         return self.start_N + (self.length - 1)
 
@@ -246,7 +247,8 @@ class Static(Cache):
             old.copy_(new)
         return found_N1C[:, 0]
 
-    def position_N(self) -> Tensor:
+    @property
+    def positions_N(self) -> Tensor:
         return self.start_N + self.at
 
     def advance(self) -> None:

@@ -157,9 +157,7 @@ def lengths_of(
     return Lengths(shortest, longest, limit, limit)
 
 
-def completion_tokens(
-    config: TrainConfig, task: tasks.Task | None = None, hub: bool = False
-) -> tuple[int, str]:
+def completion_tokens(config: TrainConfig, task: tasks.Task | None, hub: bool) -> tuple[int, str]:
     """The longest completion, by problems and positions (with `hub` fetched), and why that long."""
     if locate(config.model, config.trust, config.base).place == str(TINY):
         return TINY_TOKENS, "the shipped base writes less than 80 tokens"

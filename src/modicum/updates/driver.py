@@ -32,7 +32,7 @@ class Driver:
         since = " since the callback was made, in its values or its dtype"
         self.kept = Proof(prepared, self.held, since)
         self.counters = StepCounters()
-        self.stepper = Stepper(prepared, self.held, self.kept, self.counters, max_grad_norm)
+        self.stepper = Stepper(self.kept, self.counters, max_grad_norm)
         self.steps = 0  # steps of the loop, those that moved nothing too
         self.decisions: list[dict[str, Any]] = []  # after how many steps, and on what evidence
         self._made: torch.optim.Optimizer | None = None

@@ -11,9 +11,8 @@ import torch
 from torch import Tensor
 
 from modicum.models.device import finish
-from modicum.models.precision import Masters, SparseMaster
+from modicum.models.precision import SparseMaster
 from modicum.types import RunStopped
-from modicum.updates.base import Prepared
 from modicum.updates.members import shrink
 from modicum.updates.proofs import Proof
 from modicum.updates.schedule import Decision
@@ -41,18 +40,12 @@ class Stepper:
     not_finite: ClassVar[str] = "not_finite"  # what is said where steps stay so
     optimizer: torch.optim.Optimizer
 
-    def __init__(
-        self,
-        prepared: Prepared,
-        masters: Masters,
-        proof: Proof,
-        counters: StepCounters,
-        max_grad_norm: float,
-    ) -> None:
-        self.prepared, self.masters, self.proof = prepared, masters, proof
+    def __init__(self, proof: Proof, counters: StepCounters, max_grad_norm: float) -> None:
+        """`proof` is of the update and of the masters that are stepped."""
+        self.prepared, self.masters, self.proof = proof.prepared, proof.masters, proof
         self.counters, self.max_grad_norm = counters, max_grad_norm
         self.max_skipped: float = MAX_SKIPPED
-        self.entries: dict[str, Tensor] = dict(prepared.schedule.entries)
+        self.entries: dict[str, Tensor] = dict(self.prepared.schedule.entries)
         self.parked: dict[str, dict[str, Any]] = {}  # optimizer state on the CPU, of what rests
         self.visited: set[str] = set()
         self.rebased: set[str] = set()  # those whose entries changed: the base does not give them
