@@ -58,8 +58,6 @@ class ByRank(Curriculum):
 class RankedOrder(Order):
     """The task's own order without what is outside of the window."""
 
-    follows_length = True
-
     def __init__(self, task: Task, seed: int, member: ByRank, measure: Measure) -> None:
         super().__init__(task, seed)
         self.member, self.measure, self.progress = member, measure, 0.0
@@ -130,8 +128,6 @@ class ByArm(Curriculum):
 
 class ArmOrder(Order):
     """Problems of arms, each from the place where its last one was."""
-
-    follows_length = False
 
     def __init__(self, task: Task, seed: int, member: ByArm, measure: Measure) -> None:
         super().__init__(task, seed)

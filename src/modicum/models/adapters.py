@@ -13,15 +13,13 @@ import torch
 from safetensors import SafetensorError
 from torch import nn
 
+from modicum.models.configs import KNOWN
 from modicum.models.four_bit import unpack
 from modicum.models.identity import combined, config_hash, fingerprints
 from modicum.runs import read_object
 from modicum.types import UserError
 
 CONFIG, WEIGHTS, PICKLED = "adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"
-# What stands before the prompt, or beside the model, and not inside its layers.
-OUTSIDE = """PROMPT_TUNING MULTITASK_PROMPT_TUNING P_TUNING PREFIX_TUNING CPT ADAPTION_PROMPT XLORA
-    POLY SHADOW"""
 # What a library raises where a file is not what it should be.
 FAULTS = (OSError, ValueError, TypeError, LookupError, AttributeError, RuntimeError, ImportError)
 FAULTS += (SafetensorError,)
@@ -50,7 +48,7 @@ def said(folder: Path) -> Mapping[str, Any]:
     kind, task = found.get("peft_type"), found.get("task_type")
     if task not in (None, "CAUSAL_LM"):
         raise UserError(f"{folder} is an adapter for the task {task}, not for a causal model")
-    if kind in OUTSIDE.split() or found.get("alora_invocation_tokens"):
+    if kind in KNOWN["outside"] or found.get("alora_invocation_tokens"):
         raise UserError.of("outside_layers", folder=folder, kind=kind)
     return found
 

@@ -26,6 +26,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from modicum.models.configs import KNOWN
 from modicum.models.four_bit import numbers
 from modicum.types import Frozen, UserError
 
@@ -33,13 +34,7 @@ CHUNK = 2**26  # bytes that are on the CPU at a time, of a tensor elsewhere
 MAX_THREADS = 4
 ROW, PIECE = 4096, 2**24  # numbers of a row, and of what is looked at at a time
 BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
-HASHES = {
-    "base_hash": "base model",
-    "tokenizer_hash": "tokenizer or chat template",
-    "config_hash": "config.json, though with the same weights",
-    "adapter_hash": "adapter on its base",
-}
-"""What is hashed of a base, and what a message calls it."""
+HASHES: dict[str, str] = KNOWN["hashes"]  # of a base, and what a message calls it
 # Of a config: who wrote it, and in which dtype.
 UNSAID = ("architectures", "dtype", "torch_dtype", "transformers_version")
 

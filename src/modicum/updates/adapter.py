@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from modicum.models.adapters import quiet
+from modicum.models.configs import KNOWN
 from modicum.models.linear import meanwhile
 from modicum.report.words import say
 from modicum.types import UserError
@@ -20,11 +21,6 @@ from modicum.updates.products import ADAPTER, Chain, Link, Trains
 from modicum.updates.schedule import Named, Schedule
 from modicum.updates.targets import linear_layers, unreached
 
-# What an adapter may have beside A and B, which training on knows nothing of.
-BESIDE = (
-    *("modules_to_save", "trainable_token_indices", "rank_pattern", "alpha_pattern"),
-    *("lora_bias", "layer_replication", "use_qalora", "use_bdlora", "lora_ga_config"),
-)
 PLAIN_STARTS = (True, False, "gaussian", "orthogonal", "eva")
 
 
@@ -190,7 +186,7 @@ class Adapter(Method):
         held, merge = model.peft_config[ADAPTER], f"the way round: {MERGE}"
         if (kind := held.peft_type.value) != "LORA":
             raise UserError(f"{self}: the model is a {kind} adapter, which cannot go on; {merge}")
-        beside = [name for name in BESIDE if getattr(held, name, None)]
+        beside = [name for name in KNOWN["beside"] if getattr(held, name, None)]
         beside += ["bias"] if held.bias != "none" else []
         beside += ["use_rslora and use_dora"] if held.use_rslora and held.use_dora else []
         if held.init_lora_weights not in PLAIN_STARTS:
