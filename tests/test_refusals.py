@@ -13,7 +13,7 @@ from modicum.types import RunStopped, UserError
 SOURCE = Path(__file__).parent.parent / "src" / "modicum"
 TEXTS = tomllib.loads((SOURCE / "refusals.toml").read_text(encoding="utf-8"))
 OF = tuple(f"{end}.of" for end in ("Error", "Stopped", "Failed"))
-CHOSEN = {"not_finite", "loss_not_finite"}  # named by an attribute of the stepper
+CHOSEN = {"not_finite", "loss_not_finite", "no_trunk", "run_whole"}  # named by a condition
 
 
 def fields(text: str) -> set[str]:

@@ -85,8 +85,9 @@ class RankedOrder(Order):
     def look(self, count: int, steps: int) -> list[str]:
         _, first = self.member.window(0.0, len(self.ranked))
         if self.member.guarded and self.task.size("train") and first < BATCHES * count:
-            few = f"{first} problems are open at first, fewer than {BATCHES} batches of {count}"
-            raise UserError(f"{self.member}: {few}; a larger c0, or fewer --prompts-per-step")
+            raise UserError.of(
+                "few_open", by=self.member, first=first, batches=BATCHES, count=count
+            )
         return self.told
 
     def metrics(self) -> dict[str, float]:

@@ -14,7 +14,6 @@ from modicum.config import Sampling
 from modicum.engine import slopes
 from modicum.engine.policy import Policy
 from modicum.engine.slopes import FADE, FAULTS, ROWS, Array, Groups, Scored, Slope
-from modicum.engine.version import AgreementFailed
 from modicum.models.linear import widened
 from modicum.types import Row, RunStopped
 from modicum.updates.base import Prepared, Swap
@@ -86,7 +85,7 @@ class Agreement:
         if not policy.sampler.in_process:
             self.first = mean if self.first is None else self.first
             if mean > (most := 2 * self.first + ELSEWHERE):
-                raise AgreementFailed.of("apart_elsewhere", mean=mean, first=self.first, most=most)
+                raise RunStopped.of("apart_elsewhere", mean=mean, first=self.first, most=most)
         return mean
 
     @torch.no_grad()
@@ -135,7 +134,7 @@ class Agreement:
             self.exact_max = max(self.exact_max, far)
             if not far <= EXACT * self.sharp:
                 self._other_weights(policy, prepared, found)
-                raise AgreementFailed.of(
+                raise RunStopped.of(
                     "apart_exact",
                     name=name,
                     mean=np.abs(d_N).mean(),
@@ -188,7 +187,7 @@ class Agreement:
             least = max(LEAST.get(name, EXACT), 4 * self.noise**2)
             if abs(size) > max(least, limit * error):
                 told = {"way": way, "fault": FAULTS[name][size < 0], "slope": size, "error": error}
-                raise AgreementFailed.of("follows", **told)
+                raise RunStopped.of("follows", **told)
 
     def _apart(self, other_N: Array, sampler_N: Array, way: str) -> float:
         """Mean |difference|; RunStopped when it is more than rounding."""
@@ -197,7 +196,7 @@ class Agreement:
         d_N = other_N - sampler_N
         mean, far = float(np.abs(d_N).mean()), self._far(d_N, other_N)
         if not far <= 1:
-            raise AgreementFailed.of("apart", way=way, mean=mean, far=far)
+            raise RunStopped.of("apart", way=way, mean=mean, far=far)
         return mean
 
     def report(self) -> str:

@@ -79,9 +79,9 @@ def policy_of(
     loaded: Loaded,
     prepared: Prepared | None = None,
     compute: Compute | None = None,
-    rollout_batch: int = 512,
+    rows: int = 512,
 ) -> Policy:
-    """The policy of a loaded model, under an update if it trains."""
+    """The policy of a loaded model, under an update if it trains; so many rows are sampled at a time."""
     compute = compute or Compute()
     repeatable(compute.deterministic, loaded.device)
     model = loaded.model if prepared is None else prepared.model
@@ -89,7 +89,7 @@ def policy_of(
     engine = make(model, loaded.device, lowest, compute)
     engine.notes = (*loaded.notes, *engine.notes)
     settings = samplers.parse(compute.sampler)
-    sampler = settings.begin(engine, loaded, prepared, compute, rollout_batch)
+    sampler = settings.begin(engine, loaded, prepared, compute, rows)
     rest = (loaded.tokenizer, loaded.end_tokens, loaded.device, engine, sampler)
     policy = Policy(model, *rest, adapter_layers(model))
     if prepared is not None:

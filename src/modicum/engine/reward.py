@@ -34,6 +34,7 @@ EVERY = 50  # calls between looks at the witnesses
 CLOSE = {torch.float32: 0.01, torch.bfloat16: 0.2, torch.float16: 0.05}  # to a witness
 Tokens = tuple[int, ...]
 Score = Callable[[Tokens, Sequence[Tokens]], Tensor]
+Encode = Callable[[Problem], Tokens]
 
 
 def last_states(scorer: Scorer, prompt: Tokens, answers: Sequence[Tokens]) -> Tensor:
@@ -118,11 +119,7 @@ def beside(folder: Path, policy: Policy, prepared: Prepared) -> Score:
 
 
 def opened(
-    term: Learned,
-    policy: Policy,
-    prepared: Prepared,
-    identity: Identity,
-    encode: Callable[[Problem], Tokens],
+    term: Learned, policy: Policy, prepared: Prepared, base: Identity, encode: Encode
 ) -> Callable[[Problem, Sequence[Completion]], list[float]]:
     """What `term` gives in a run to all completions of a problem; `encode` makes the prompt.
 
@@ -130,8 +127,8 @@ def opened(
     folder, report, calls = term.file.parent, term.report(), itertools.count()
     dtype = next(policy.model.parameters()).dtype
     if report:  # of tensors in fp32; in another dtype they have another hash
-        same = {} if dtype == torch.float32 else {"base_hash": identity.hashes["base_hash"]}
-        identity.require(report["base"] | same, f"{folder} was trained on", "this run")
+        same = {} if dtype == torch.float32 else {"base_hash": base.hashes["base_hash"]}
+        base.require(report["base"] | same, f"{folder} was trained on", "this run")
     if on_base := (folder / CONFIG).is_file():
         score = beside(folder, policy, prepared)
     else:

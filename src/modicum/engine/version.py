@@ -15,13 +15,6 @@ from modicum.engine.text import Texts
 from modicum.types import Group, RunStopped
 
 
-class AgreementFailed(RunStopped):
-    """The completions are not of the policy that is trained."""
-
-    def __init__(self, text: str) -> None:
-        super().__init__(f"agreement proof: {text}")
-
-
 @torch.no_grad()
 def version_of(tensors: Mapping[str, Tensor], adapters: Sequence[Any] = ()) -> str:
     """A short hash of all numbers of some tensors, the same on every device.
@@ -48,21 +41,21 @@ def adapter_layers(model: nn.Module) -> list[nn.Module]:
 
 
 def require_origin(groups: Sequence[Group], sampling: Sampling, version: str) -> None:
-    """AgreementFailed unless all completions are of these weights and settings."""
+    """RunStopped unless all completions are of these weights and settings."""
     settings = (sampling.temperature, sampling.top_p, sampling.top_k)
     for origin in {c.origin for group in groups for c in group.completions}:
         if origin is None:
-            raise AgreementFailed.of("no_origin")
+            raise RunStopped.of("no_origin")
         drawn = (origin.temperature, origin.top_p, origin.top_k)
         if drawn != settings:
-            raise AgreementFailed.of("other_sampling", drawn=drawn, settings=settings)
+            raise RunStopped.of("other_sampling", drawn=drawn, settings=settings)
         if origin.weights != version:
-            raise AgreementFailed.of("stale", weights=origin.weights, version=version)
+            raise RunStopped.of("stale", weights=origin.weights, version=version)
 
 
 def require_stops(groups: Sequence[Group], tokenizer: Any, stops: Sequence[str]) -> None:
-    """AgreementFailed where a completion goes on after a stop string."""
+    """RunStopped where a completion goes on after a stop string."""
     texts = Texts(tokenizer, (), stops)
     rows = [c.tokens[:-1] for group in groups if stops for c in group.completions]
     for stop in filter(None, map(texts.stop_in, texts(rows))):
-        raise AgreementFailed.of("beyond_stop", stop=stop)
+        raise RunStopped.of("beyond_stop", stop=stop)
