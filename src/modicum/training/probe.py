@@ -87,7 +87,9 @@ def probe(config: TrainConfig, updates: Sequence[str], say: Callable[[str], None
             session = prepare(replace(config, update=update))
         switch(session)
         tried, gain_P = _tried(session, groups, batch)
-        found.append((update, tried, gain_P, *_costs(session)))
+        now, trained = session.config, session.active_parameters / session.total_parameters
+        cost = plan.make(now, this(now.compute.device, now.compute.dtype), advise=False)
+        found.append((update, tried, gain_P, trained, cost))
         say(f"{update}: rate {tried[0]['0.01']:.2g}")
         del session
     best = max(found, key=lambda entry: entry[2].mean())
@@ -154,21 +156,15 @@ def _weights(session: Session, rows: Sequence[Row], batch: Batch) -> tuple[Tenso
     return (session.objective.weights(lengths_R, counts) * advantage_N).double(), groups
 
 
-def _costs(session: Session) -> tuple[float, int, float | None]:
-    config = session.config
-    made = plan.make(config, this(config.compute.device, config.compute.dtype), advise=False)
-    trained = session.active_parameters / session.total_parameters
-    return trained, made.memory.peak.total, made.times.step if made.times else None
-
-
 def _probed(entry: Any, best: Any, draws: np.ndarray) -> ProbedUpdate:
-    update, tried, gain_P, trained, *costs = entry
+    update, tried, gain_P, trained, cost = entry
     low, high = np.quantile(gain_P[draws].mean(1), (0.025, 0.975))
     behind, verdict = None, "the most gain"
     if entry is not best:
         ends = np.quantile((best[2] - gain_P)[draws].mean(1), (0.025, 0.975))
         behind = float(ends[0]), float(ends[1])
         verdict = "below the best" if ends[0] > 0 else "level with the best"
+    costs = cost.memory.peak.total, cost.times and cost.times.step
     given: Any = (trained, *tried, float(low), float(high), behind, *costs, verdict)
     return ProbedUpdate(update, *given)
 

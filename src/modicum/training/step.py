@@ -12,7 +12,7 @@ Forward only: each stage takes what the one before it made; `loop.run_step` call
 
 Shapes: P problem, G member."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any, TypeVar
@@ -243,7 +243,8 @@ def _backward(
     by_group = schedule.by_group and batch.has_signal
     who = session.policy, session.prepared, session.objective
     sums, total = Sums(loss=0.0, tokens=0.0), dict[str, Tensor]()
-    for group, part in _of_groups(batch) if by_group else [(-1, batch)]:
+    for group in dict.fromkeys(row.group for row in batch.rows) if by_group else (-1,):
+        part = replace(batch, rows=tuple(r for r in batch.rows if group in (-1, r.group)))
         for number, some in enumerate(session.parallel.micro_batches(part.rows, size)):
             known = references.get((group, number))
             told = (sums, known, heard, held.masters.scale.value)
@@ -264,11 +265,6 @@ def _backward(
     for name, grad in total.items():
         held.masters.held[name].tensor.grad = grad
     return read(sums)
-
-
-def _of_groups(batch: Batch) -> Iterator[tuple[int, Batch]]:
-    for number in dict.fromkeys(row.group for row in batch.rows):
-        yield number, replace(batch, rows=tuple(r for r in batch.rows if r.group == number))
 
 
 def optimizer_step(session: Session, loss: float, has_signal: bool = True) -> float:
