@@ -109,8 +109,7 @@ def make(
     if decoder is not None:
         return SplitEngine(decoder, lowest, bool(compute.checkpointing))
     if compute.engine == "split":
-        name = model.config.model_type
-        raise UserError(f"engine split: the architecture {name!r} is not one that it knows")
+        raise UserError.of("not_known", kind=model.config.model_type)
     if compute.checkpointing:
         raise UserError("gradient checkpointing needs engine split, which this model cannot use")
     probe(model, device)

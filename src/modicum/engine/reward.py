@@ -81,8 +81,7 @@ def classifier(place: str, device: torch.device, dtype: torch.dtype, **fresh: in
         reason = " ".join(str(error).split())
         raise UserError(f"cannot load a reward model from {place}: {reason:.300}") from None
     if model.config.num_labels != 1 or (info["missing_keys"] and not fresh):
-        lacks = f"{model.config.num_labels} labels, and no {sorted(info['missing_keys'])}"
-        raise UserError(f"{place} is no reward model of one label: it has {lacks}")
+        raise UserError.of("labels", at=place, config=model.config, no=sorted(info["missing_keys"]))
     return model.eval().to(device)
 
 

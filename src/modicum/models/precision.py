@@ -201,9 +201,14 @@ class Masters:
     @torch.no_grad()
     def publish(self, names: Iterable[str] | None = None) -> None:
         """Write the masters of these, or all, into the model as they were last rounded."""
-        for name in list(self.held if names is None else names):  # in one order everywhere
-            if (master := self.held[name]).tensor is not master.parameter:
-                master.place.copy_(self.published(name))
+        held = {n: self.held[n] for n in (self.held if names is None else names)}
+        held = {n: master for n, master in held.items() if master.tensor is not master.parameter}
+        plain = {n: m for n, m in held.items() if type(m) is Master and n not in self.drawn}
+        if plain:  # rounded to nearest, by a copy of all at once
+            places: list[Tensor] = [master.parameter for master in plain.values()]
+            torch._foreach_copy_(places, [master.tensor for master in plain.values()])
+        for name in [name for name in held if name not in plain]:  # in one order everywhere
+            held[name].place.copy_(self.published(name))
 
 
 class Within(SparseMaster):

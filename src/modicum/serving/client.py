@@ -161,8 +161,7 @@ class Server:
         try:
             return json.loads(text)[key]
         except (ValueError, KeyError, TypeError):
-            why = f"does not answer as vLLM does: {one_line(text)}"
-            raise UserError(f"{self.url}{path} {why}") from None
+            raise UserError.of("no_vllm", at=f"{self.url}{path}", text=one_line(text)) from None
 
     def _ask(self, path: str, body: Mapping[str, Any] | None = None) -> str:
         """The text of the answer to a GET, or to a POST of `body`."""

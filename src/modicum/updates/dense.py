@@ -94,8 +94,7 @@ class Every(Region):
 
     def chosen(self, layout: Layout) -> range:
         if self.offset >= layout.num_layers:
-            last = layout.num_layers - 1
-            raise UserError(f"{self}: there is no layer {self.offset}; they are 0 to {last}")
+            raise UserError.of("no_layer", by=self, layer=self.offset, last=layout.num_layers - 1)
         return range(self.offset, layout.num_layers, self.stride)
 
 
@@ -131,7 +130,7 @@ class Layers(Region):
         count = layout.num_layers
         assert RANDOM not in self.indices, f"{self} is not settled"
         if odd := [index for index in self._numbers if not -count <= index < count]:
-            raise UserError(f"{self}: there is no layer {odd[0]}; they are 0 to {count - 1}")
+            raise UserError.of("no_layer", by=self, layer=odd[0], last=count - 1)
         return {index % count for index in self._numbers}
 
 

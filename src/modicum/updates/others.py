@@ -175,9 +175,8 @@ class Shira(Adapter):
     def check(self, name: str, layer: Any) -> None:
         out, size = layer.weight.shape
         if self.rank * (out + size) > out * size:
-            most = f"rank is at most {out * size // (out + size)} there"
-            fewer = f"{out * size} entries, fewer than rank x ({out} + {size})"
-            raise UserError(f"{self}: {name} has {fewer}; {most}")
+            told = {"entries": out * size, "most": out * size // (out + size)}
+            raise UserError.of("few_entries", by=self, name=name, shape=(out, size), **told)
 
     def config(self, targets: list[str], seed: int) -> Any:
         config = super().config(targets, seed)

@@ -124,8 +124,7 @@ def past_values(folder: Path, model: nn.Module, wanted: Named) -> Callable[[str]
                 raise UserError.of("other_tensors", there=shape, here=here, **told)
             there.add(name)
     if missing := sorted(wanted.keys() - there):
-        why = f"{len(missing)} tensors of this selection not (first: {missing[0]})"
-        raise UserError(f"{folder} trained {config.update}, and {why}; select what it trained")
+        raise UserError.of("untrained", at=folder, config=config, n=len(missing), first=missing[0])
     if not next(iter(own.values())).is_meta and weights_hash(model) != state.get("base_hash"):
         raise UserError.of("past_base", folder=folder, config=config)
 
