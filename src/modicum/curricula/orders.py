@@ -27,8 +27,7 @@ from modicum.types import Problem, UserError
 BATCHES = 4  # that what is open at first must hold
 DISTINCT, PARTS = 10, 5
 VISITS = 3  # of each problem, below which a history says little
-Memory = tuple[float, ...]
-"""What is kept of an arm; nothing while it was not seen."""
+Memory = tuple[float, ...]  # what is kept of an arm; nothing while it was not seen
 
 
 def tie(seed: int, problem: Problem) -> float:

@@ -23,8 +23,7 @@ Above = Annotated[float | None, Limits(0, MOST, above=True)]
 Dual = Annotated[float | None, Limits(1, MOST, above=True)]
 KlForm = Literal["k3", "k3_corrected", "k2", "k1_reward"]
 Cut = tuple[Tensor, Tensor]
-Sums = dict[str, Tensor]
-"""Sums over tokens, for the log."""
+Sums = dict[str, Tensor]  # sums over tokens, for the log
 
 
 class Tokens(Frozen):

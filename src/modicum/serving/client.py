@@ -52,8 +52,7 @@ class Server:
         if split.scheme not in ("http", "https") or not split.netloc:
             raise UserError(f"server {url!r}: not a URL such as http://127.0.0.1:8000")
         self.url, self.patience = url.rstrip("/"), patience
-        self.version = ""
-        """Of the weights that were published last; nothing before that."""
+        self.version = ""  # of the weights that were published last; nothing before that
         kind = HTTPSConnection if split.scheme == "https" else HTTPConnection
         self._connection = partial(kind, split.netloc)
         self._path = split.path.rstrip("/")

@@ -114,8 +114,7 @@ class Publisher:
             for path, (block, name) in blocks.items()
             if name and name not in PLAIN and any(p.dim() > 1 for p in self._held(path))
         }
-        self.units: dict[str, str] = {}
-        """What a server may fill as one tensor, by module."""
+        self.units: dict[str, str] = {}  # what a server may fill as one tensor, by module
         for path, (block, name) in blocks.items():
             kind = next((of[0] for of in TOGETHER if name in of), name)
             self.units[path] = block if block in odd else f"{block}.{kind}"
