@@ -91,8 +91,7 @@ def _fill(model: Any, folder: Path, pickled: bool) -> None:
 
     there = (folder / PICKLED).is_file()
     if not (folder / WEIGHTS).is_file() and not (there and pickled):
-        hint = f"; --pickled-weights reads {PICKLED}" if there else ""
-        raise UserError(f"{folder} has no {WEIGHTS}{hint}")
+        raise UserError.of("pickled" if there else "no_weights", folder=folder)
     for tensor in get_peft_model_state_dict(model, save_embedding_layers=False).values():
         if tensor.is_floating_point():
             tensor.fill_(float("nan"))  # the file must fill them all

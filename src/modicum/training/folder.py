@@ -2,7 +2,7 @@
 
 import tomllib
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -36,7 +36,7 @@ def look(
         config = kept(config, past_config(folder))
         changes, _ = _changes(folder, config)
         if (folder / "result.json").exists() and not LENGTH & changes.keys():
-            raise _finished(folder)
+            raise UserError.of("finished", folder=folder)
     elif found:
         runs.check_new(folder, overwrite)
     return config
@@ -51,23 +51,20 @@ def begin(
     `note` is told what is not as it was. Raises UserError where a folder holds something else,
     or a run with other settings, or another process writes it."""
     team = session.parallel
-    if not team.first:
-        team.lines([])  # the first process has the folder
-        run = runs.Run(folder, writes=False)
-        yield _resumed(session, run, note) if resume else (run, 0)
-        return
-    disk.check_free(folder)  # who writes it is said first, and a folder of others gets no lock
-    if resume:
-        runs.open_run(folder)
-    else:
-        runs.check_new(folder, overwrite)
-        runs.make_folder(folder)
-    with disk.held(folder):
-        run = runs.open_run(folder) if resume else None
-        if run is None:
+    if team.first:
+        disk.check_free(folder)  # who writes it is said first, and a folder of others gets no lock
+        if resume:
+            runs.open_run(folder)
+        else:
+            runs.check_new(folder, overwrite)
+            runs.make_folder(folder)
+    with disk.held(folder) if team.first else nullcontext():
+        if team.first and not resume:
             run = runs.Run.create(folder, to_toml(session.config), overwrite)
             run.write(ENVIRONMENT, origin.record(session, folder))
-        team.lines([])
+        else:
+            run = runs.open_run(folder) if team.first else runs.Run(folder, writes=False)
+        team.lines([])  # the first process has the folder
         yield _resumed(session, run, note) if resume else (run, 0)
 
 
@@ -107,7 +104,8 @@ def _resumed(session: Session, run: runs.Run, note: Note) -> tuple[runs.Run, int
     steps, evaluations = (runs.read_lines(path, optional=True) for path in logged)
     session.stop.replay(steps, evaluations, first)
     if finished and session.ended(first):
-        raise _finished(folder, session.stop.reason)
+        why = session.stop.reason
+        raise UserError.of("stopped" if why else "finished", folder=folder, why=why)
     session.parallel.lines([])  # all have read what is now written
     if run.writes:
         run.cut(first, session.ended(first))
@@ -164,12 +162,6 @@ def _changes(folder: Path, config: TrainConfig) -> tuple[Changes, bool]:
         may = ", ".join(name for name, _, _ in settings(now) if name not in stay)
         raise UserError.of("settings_stay", folder=folder, changes=_told(other), may=may)
     return changes, any(kind == "digits" for kind, _, _ in found.values())
-
-
-def _finished(folder: Path, stopped: str = "") -> UserError:
-    why = f", which stopped since {stopped}" if stopped else ""
-    more = "--stop-when never and --patience 0" if stopped else "more --steps"
-    return UserError.of("finished", folder=folder, why=why, more=more)
 
 
 def _listed(changes: Changes, which: int) -> str:

@@ -25,6 +25,7 @@ from modicum.config import TrainConfig
 from modicum.draws import Taken
 from modicum.objectives.parts import Counts
 from modicum.plan.hardware import this
+from modicum.plan.shapes import config_of
 from modicum.report.words import aligned, filled
 from modicum.training import rate as rates
 from modicum.training.hearing import batch_of
@@ -171,8 +172,6 @@ def _probed(entry: Any, best: Any, draws: np.ndarray) -> ProbedUpdate:
 
 def usual(config: TrainConfig) -> list[str]:
     """What is probed unless it is said: the whole model, layers (eight at most), parts, LoRA."""
-    from modicum.plan.shapes import config_of
-
     count = config_of(config.model, config.trust, config.base).get_text_config().num_hidden_layers
     at = sorted({round(i * (count - 1) / 7) for i in range(8)}) if count > 8 else range(count)
     parts = [f"parts({name})" for name in ("attention", "mlp", "norm")]

@@ -215,13 +215,11 @@ def prepare(
     begun = [(weight, term.begin(lambda of: opened(of, *known))) for weight, term in reward.terms]
     reward = rewards.Reward(tuple(begun))
     prepared.schedule.plan(config.steps * config.batch.updates_per_rollout)
-    counters = Counters()
-    if order.measured is not None:  # its tokens are the run's as well
-        counters.generated_tokens = order.measured.spent["tokens"]
-        counters.ledger["difficulty"] = order.measured.spent
-    for spent in [found for _, term in reward.terms if (found := term.report().get("spent"))]:
-        counters.generated_tokens += spent["tokens"]
-        counters.ledger["pairs"] = spent
+    # What measured difficulties and fitted rewards took is the run's as well.
+    spent = [("difficulty", order.measured.spent)] if order.measured is not None else []
+    reports = [term.report().get("spent") for _, term in reward.terms]
+    spent += [("pairs", found) for found in reports if found]
+    counters = Counters(generated_tokens=sum(of["tokens"] for _, of in spent), ledger=dict(spent))
     stochastic = compute.rounding == "stochastic"
     optimization = Optimization(prepared, config.optimizer, counters, config.seed, stochastic, team)
     chosen, made = (update, task, reward, objective, order), (policy, examples, prepared)

@@ -203,8 +203,7 @@ def backward(
     def undo() -> None:
         # Others have been told of groups, or wait in a layer.
         if team.size > 1 and (by_group or team.apart(session.prepared)):
-            what = "group by group" if by_group else "with layers in pieces"
-            raise UserError.of("no_way_back", what=what)
+            raise UserError.of("no_group_again" if by_group else "no_pieces_again")
         anew()
 
     work = partial(_backward, session, batch, references, heard)

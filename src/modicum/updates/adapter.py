@@ -164,8 +164,7 @@ class Adapter(Method):
             return self.go_on(model, where)
         targets, more = self.targets(model, where), self.parameters(model, where)
         if not targets and not more:
-            what = f"{where} selects" if where else f"{self}: this model has"
-            raise UserError(f"{what} no linear layer that an adapter could go into")
+            raise UserError.of("no_linear" if where else "no_linear_at_all", by=where or self)
         left = unreached(model, where, {*targets, *more}) if self.everywhere else ""
         config = self.config(targets, seed)
         if more:
