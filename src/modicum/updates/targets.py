@@ -73,7 +73,7 @@ def rest(prepared: Prepared, update: Update, how: str) -> None:
 
     model = prepared.model
     if view(model) is None:
-        raise UserError.of("quantise_kind", kind=model.config.model_type)
+        raise UserError.of("quantise_kind", config=model.config)
     if getattr(prepared.adapter, "reads_base", False):
         raise UserError.of("quantise_reads", update=update)
     inside = [(n, m) for n, m in model.named_modules() if layer_of(f"{n}.") is not None]
