@@ -84,9 +84,7 @@ class RankedOrder(Order):
     def look(self, count: int, steps: int) -> list[str]:
         _, first = self.member.window(0.0, len(self.ranked))
         if self.member.guarded and self.task.size("train") and first < BATCHES * count:
-            raise UserError.of(
-                "few_open", by=self.member, first=first, batches=BATCHES, count=count
-            )
+            raise UserError.of("few_open", by=self.member, first=first, of=BATCHES, count=count)
         return self.told
 
     def metrics(self) -> dict[str, float]:

@@ -134,12 +134,8 @@ class Agreement:
             self.exact_max = max(self.exact_max, far)
             if not far <= EXACT * self.sharp:
                 self._other_weights(policy, prepared, found)
-                raise RunStopped.of(
-                    "apart_exact",
-                    name=name,
-                    mean=np.abs(d_N).mean(),
-                    like=slopes.looks_like(d_N, found),
-                )
+                like, mean = slopes.looks_like(d_N, found), np.abs(d_N).mean()
+                raise RunStopped.of("apart_exact", name=name, mean=mean, like=like)
 
     def _other_weights(self, policy: Policy, prepared: Prepared, found: Scored) -> None:
         known = {"base": prepared.reference} if prepared.reference_known else {}
@@ -186,8 +182,8 @@ class Agreement:
             # The sampler prefers tokens that its own rounding has made likelier.
             least = max(LEAST.get(name, EXACT), 4 * self.noise**2)
             if abs(size) > max(least, limit * error):
-                told = {"way": way, "fault": FAULTS[name][size < 0], "slope": size, "error": error}
-                raise RunStopped.of("follows", **told)
+                fault = FAULTS[name][size < 0]
+                raise RunStopped.of("follows", of=way, like=fault, slope=size, error=error)
 
     def _apart(self, other_N: Array, sampler_N: Array, way: str) -> float:
         """Mean |difference|; RunStopped when it is more than rounding."""

@@ -52,8 +52,6 @@ def fingerprint(tensor: Tensor) -> str:
 
 def fingerprints(tensors: Mapping[str, Tensor]) -> dict[str, str]:
     """The fingerprint of every tensor, by name."""
-    if sum(tensor.nbytes for tensor in tensors.values()) < 2**22:  # threads would cost more
-        return {name: fingerprint(tensor) for name, tensor in tensors.items()}
     with ThreadPoolExecutor(min(MAX_THREADS, os.cpu_count() or 1)) as pool:
         return dict(zip(tensors, pool.map(fingerprint, tensors.values()), strict=True))
 

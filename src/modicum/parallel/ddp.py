@@ -112,9 +112,7 @@ class Ddp(Team, frozen=False):
         first, *others = self.lines([marks(held)])
         for number, found in enumerate(others, 1):
             if odd := sorted(n for n in first.keys() | found if first.get(n) != found.get(n)):
-                raise RunStopped.of(
-                    "replica", when=when, name=odd[0], number=number, count=len(odd)
-                )
+                raise RunStopped.of("replica", when=when, odd=odd, number=number, count=len(odd))
         return f"; {len(first)} tensors are the same in all {self.size} processes"
 
 

@@ -61,7 +61,7 @@ def compare(theirs: Mapping[str, str], ours: Mapping[str, Tensor], where: str) -
             odd.append(name)
     if odd:
         raise ServerStopped.of(
-            "other_weights", where=where, odd=len(odd), all=equal + len(odd), first=min(odd)
+            "other_weights", at=where, n=len(odd), of=equal + len(odd), odd=min(odd)
         )
     if not equal:
         raise ServerStopped(f"{where} holds no tensor that could be compared with the policy's")

@@ -95,9 +95,7 @@ def _readable(folder: Path, what: str) -> Iterator[None]:
     try:
         yield
     except (LookupError, TypeError, ValueError, AttributeError) as error:
-        raise UserError.of(
-            "damaged_state", folder=folder, what=what, kind=type(error).__name__, error=error
-        ) from None
+        raise UserError.of("damaged_state", folder=folder, what=what, error=error) from None
 
 
 def reload(
@@ -105,7 +103,7 @@ def reload(
     config: TrainConfig | None = None,
     parts: RunParts | None = None,
     at: Path | None = None,
-    look: Callable[[Session], None] | None = None,
+    look: Callable[[Session], None] = lambda session: None,
 ) -> Session:
     """The trained policy of a run: the base with the newest checkpoint's values, or those `at` one.
 
@@ -130,8 +128,7 @@ def reload(
     known = state, f"checkpoint {at} was trained on", config.model
     placeholders = replace(config, **others, curriculum="uniform")
     session = prepare(placeholders, update, lambda found: found.require(*known))
-    if look is not None:
-        look(session)
+    look(session)
     _restore_policy(session, at, tensors, state)
     session.config = config
     return session

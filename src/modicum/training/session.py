@@ -173,7 +173,7 @@ class Session:
 def prepare(
     config: TrainConfig,
     parts: RunParts | None = None,
-    check: Callable[[Identity], None] | None = None,
+    check: Callable[[Identity], None] = lambda found: None,
     team: Team | None = None,
 ) -> Session:
     """Load the model, apply the update, and build what the loop needs.
@@ -194,8 +194,7 @@ def prepare(
     order = _begin(curriculum, without(task, examples), reward, config)
     given = config.model, team.device or compute.device, compute.dtype, config.trust, config.base
     loaded = load(*given, rested(config, update))
-    if check is not None:
-        check(loaded.identity)
+    check(loaded.identity)
     asked = [*whole(task, "train"), *held]
     sizes = Sizes(loaded.tokenizer, config.sampling, examples, loaded.model.config)
     short = sizes.settle(task, asked)

@@ -120,8 +120,9 @@ def past_values(folder: Path, model: nn.Module, wanted: Named) -> Callable[[str]
             name, shape = key.removeprefix(VALUE), tuple(file.get_slice(key).get_shape())
             here = tuple(own[name].shape) if name in own else "not"
             if shape != here:
-                told = {"folder": folder, "config": config, "name": name}
-                raise UserError.of("other_tensors", there=shape, here=here, **told)
+                raise UserError.of(
+                    "shapes", at=folder, config=config, name=name, there=shape, here=here
+                )
             there.add(name)
     if missing := sorted(wanted.keys() - there):
         raise UserError.of("untrained", at=folder, config=config, n=len(missing), first=missing[0])
