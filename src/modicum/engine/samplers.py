@@ -144,9 +144,7 @@ def draw(decoding: Decoding, uniforms_RT: Tensor, sampling: Sampling, texts: Tex
             new = tokens_RT[row_B, asked : step + 1].tolist()
             asked = step + 1
             pairs = enumerate(zip(rows, new, strict=True))
-            live = [
-                n for n, (row, tokens) in pairs if not ends_within(texts, written_R[row], tokens)
-            ]
+            live = [n for n, (row, of) in pairs if not ends_within(texts, written_R[row], of)]
             if not live or step + 1 == steps:
                 break
             if len(live) < len(rows):

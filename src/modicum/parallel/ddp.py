@@ -87,9 +87,8 @@ class Ddp(Team, frozen=False):
             padded[: len(data)] = data
             parts = [torch.zeros_like(padded) for _ in sizes]
             dist.all_gather(parts, padded)
-        told = (
-            part[: int(size)].numpy().tobytes() for part, size in zip(parts, sizes, strict=True)
-        )
+        pairs = zip(parts, sizes, strict=True)
+        told = (part[: int(size)].numpy().tobytes() for part, size in pairs)
         return [row for text in told for row in json.loads(text)]
 
     @torch.no_grad()

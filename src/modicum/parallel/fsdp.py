@@ -34,10 +34,9 @@ class Fsdp(Zero, frozen=False):
         decoder = view(prepared.model)
         layers = decoder.layers[max(0, prepared.lowest_layer) :] if decoder else []
         # Vectors are small; what rests in 4 bits is left as it is.
-        chosen = [
-            [p for p in m.parameters() if p.dim() > 1 and p.is_floating_point()] for m in layers
-        ]
-        return dict(zip(layers, chosen, strict=True))
+        return {
+            m: [p for p in m.parameters() if p.dim() > 1 and p.is_floating_point()] for m in layers
+        }
 
     def micro_batches(self, rows: Sequence[Row], size: int) -> list[list[Row]]:
         found = super().micro_batches(rows, size)

@@ -27,9 +27,7 @@ PYTHON = "MODICUM_VLLM_PYTHON"  # the interpreter, where none is given
 VISIBLE = "CUDA_VISIBLE_DEVICES"
 START_SECONDS = 900.0  # a large model is read, and its graphs are captured
 TRIES = 3  # a port that was free may be taken before the server has it
-FAULT = re.compile(
-    r"^(?!.*WARNING).*?(\b(?:\w+\.)*\w*(?:Error|Exception): .+(?:\n {2}\S.+)?)", re.M
-)
+FAULT = re.compile(r"(?m)^(?!.*WARNING).*?(\b(?:\w+\.)*\w*(?:Error|Exception): .+(?:\n {2}\S.+)?)")
 
 
 def free_port() -> int:

@@ -26,6 +26,7 @@ from modicum.types import FolderError, UserError
 KEPT = {"reward": "reward/mean", "accuracy": "reward/accuracy"}
 KEPT |= {"length": "completions/length_mean", "truncated": "completions/truncated"}
 """What is also logged of the groups that are trained."""
+MEANS = {"kl": "kl", "entropy": "entropy", "clip_fraction": "clipped", "ratio_error": "ratio_error"}
 SAMPLES = "samples.jsonl"
 THIN = 10  # once the file is large, of so many steps that are due one is written
 SETTINGS = ("update", "model", "task", "reward", "objective", "seed")
@@ -74,14 +75,8 @@ def kept_metrics(rollout: Rollout) -> dict[str, float]:
 
 def training_metrics(sums: Mapping[str, float]) -> dict[str, float]:
     """Metrics of the last update: sums over tokens become means."""
-    tokens = sums["tokens"]
-    return {
-        "policy/loss": sums["loss"],
-        "policy/kl": sums["kl"] / tokens,
-        "policy/entropy": sums["entropy"] / tokens,
-        "policy/clip_fraction": sums["clipped"] / tokens,
-        "policy/ratio_error": sums["ratio_error"] / tokens,
-    }
+    found = {f"policy/{name}": sums[key] / sums["tokens"] for name, key in MEANS.items()}
+    return {"policy/loss": sums["loss"], **found}
 
 
 def run_metrics(

@@ -120,9 +120,7 @@ def past_values(folder: Path, model: nn.Module, wanted: Named) -> Callable[[str]
             name, shape = key.removeprefix(VALUE), tuple(file.get_slice(key).get_shape())
             here = tuple(own[name].shape) if name in own else "not"
             if shape != here:
-                raise UserError.of(
-                    "shapes", at=folder, config=config, name=name, there=shape, here=here
-                )
+                raise UserError.of("shapes", at=folder, config=config, of=name, by=shape, here=here)
             there.add(name)
     if missing := sorted(wanted.keys() - there):
         raise UserError.of("untrained", at=folder, config=config, n=len(missing), first=missing[0])
