@@ -78,8 +78,7 @@ def classifier(place: str, device: torch.device, dtype: torch.dtype, **fresh: in
     try:
         model, info = Classifier.from_pretrained(place, dtype=dtype, **flags, **fresh)
     except FAULTS as error:
-        reason = " ".join(str(error).split())
-        raise UserError(f"cannot load a reward model from {place}: {reason:.300}") from None
+        raise UserError.of("no_classifier", at=place, why=" ".join(str(error).split())) from None
     if model.config.num_labels != 1 or (info["missing_keys"] and not fresh):
         raise UserError.of("labels", at=place, config=model.config, no=sorted(info["missing_keys"]))
     return model.eval().to(device)

@@ -30,8 +30,7 @@ def causal(name: str, config: Any) -> Any:
     text = getattr(config, "text_config", None)
     chosen: Any = text if type(text) in MODEL_FOR_CAUSAL_LM_MAPPING else config
     if type(chosen) not in MODEL_FOR_CAUSAL_LM_MAPPING or any(map(OTHER_HEAD.search, declared)):
-        what = ", ".join(declared) or type(config).__name__
-        raise UserError(f"{name} is not a causal language model ({what})")
+        raise UserError.of("not_causal", name=name, of=", ".join(declared) or type(config).__name__)
     reason = KNOWN["refused"].get(config.model_type, "")
     if not hasattr(chosen.get_text_config(decoder=True), "num_hidden_layers"):
         reason = "its config has no number of layers (num_hidden_layers)"

@@ -133,7 +133,7 @@ def _train(
     # By the file, which has those before the first checkpoint too.
     spent = [entry["generated"] for entry in evaluated.values() if "generated" in entry]
     session.policy.ledger["evaluate"] = {
-        k: sum(s[k] for s in spent) for k in ("completions", "tokens")
+        key: sum(of[key] for of in spent) for key in ("completions", "tokens")
     }
     if "base" not in evaluated:
         evaluated["base"] = _evaluate(session, run, observer, "base", -1, base)

@@ -59,8 +59,7 @@ class Ia3(Adapter):
             raise UserError.of("fused_keys", layer=fused[0])
         kept = [name for name in found if name.endswith(OUTPUTS + INPUTS)]
         if found and not kept:
-            layers = ", ".join(OUTPUTS + INPUTS)
-            raise UserError(f"ia3 goes into {layers}, and {where or 'the model'} has none")
+            raise UserError.of("no_ia3", into=", ".join(OUTPUTS + INPUTS), of=where or "the model")
         return kept
 
     def settings(self, targets: list[str], seed: int) -> dict[str, Any]:
