@@ -162,7 +162,7 @@ def split_logits(decoder: Decoder, recompute: bool = False) -> Tensor:
     _, ids = sequences()
     plan = packed()
     hidden = decoder.run(decoder.embed(ids), plan, 0, 2)
-    hidden = decoder.run(hidden, plan, 2, again=recompute)
+    hidden = decoder.run(hidden, plan, 2, recompute=recompute)
     return decoder.logits(decoder.finish(hidden))
 
 

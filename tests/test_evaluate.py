@@ -30,7 +30,7 @@ def tiny() -> Loaded:
 def test_the_same_however_it_is_batched(tiny: Loaded) -> None:
     task = tasks.parse("arithmetic(terms=2, digits=1)")
     found = [
-        evaluate(policy_of(tiny, rows=size), task, SHORT, num_problems=9, samples=2)
+        evaluate(policy_of(tiny, rollout_batch=size), task, SHORT, num_problems=9, samples=2)
         for size in (1, 6, 512)
     ]
     assert found[0].scores == found[1].scores == found[2].scores

@@ -12,7 +12,7 @@ from modicum.types import RunStopped, UserError
 
 SOURCE = Path(__file__).parent.parent / "src" / "modicum"
 TEXTS = tomllib.loads((SOURCE / "refusals.toml").read_text(encoding="utf-8"))
-OF = tuple(f"{end}.of" for end in ("Error", "Stopped", "Failed"))
+OF = tuple(f"{end}.of" for end in ("Error", "Stopped"))
 CHOSEN = {"not_finite", "loss_not_finite"}  # named by an attribute of the stepper
 
 

@@ -180,7 +180,8 @@ def reference_logprobs(
     are their pack and its trunk, if they are known."""
     if rows[0].reference:
         return up(scorer.device, torch.tensor([p for row in rows for p in row.reference]))[0]
-    pack, trunk = packed or (pack := scorer.pack(rows), scorer.trunk(pack))
+    pack = scorer.pack(rows) if packed is None else packed[0]
+    trunk = scorer.trunk(pack) if packed is None else packed[1]
     token_N = tokens_of(rows, scorer.device)
     with prepared.reference():
         hidden_NH = scorer.hidden(pack, trunk if prepared.trunk_is_reference else None)

@@ -77,9 +77,9 @@ def policy_of(
     loaded: Loaded,
     prepared: Prepared | None = None,
     compute: Compute | None = None,
-    rows: int = 512,
+    rollout_batch: int = 512,
 ) -> Policy:
-    """The policy of a loaded model, under an update if it trains; so many rows are sampled at a time."""
+    """The policy of a loaded model, under an update if it trains."""
     compute = compute or Compute()
     repeatable(compute.deterministic, loaded.device)
     model = loaded.model if prepared is None else prepared.model
@@ -87,7 +87,7 @@ def policy_of(
     engine = make(model, loaded.device, lowest, compute)
     engine.notes = (*loaded.notes, *engine.notes)
     settings = samplers.parse(compute.sampler)
-    sampler = settings.begin(engine, loaded, prepared, compute, rows)
+    sampler = settings.begin(engine, loaded, prepared, compute, rollout_batch)
     rest = (loaded.tokenizer, loaded.end_tokens, loaded.device, engine, sampler)
     policy = Policy(model, *rest, adapter_layers(model))
     if prepared is not None:

@@ -157,7 +157,7 @@ class SplitEngine(Engine):
     def hidden(self, pack: Pack, trunk: Tensor | None) -> Tensor:
         first = 0 if trunk is None else self.lowest
         states_NH = self.decoder.embed(pack.ids_N) if trunk is None else trunk
-        states_NH = self.decoder.run(states_NH, pack.plan, first, again=self.recomputes)
+        states_NH = self.decoder.run(states_NH, pack.plan, first, recompute=self.recomputes)
         return self.decoder.finish(states_NH.index_select(0, pack.predicts))
 
     def logits(self, hidden_NH: Tensor) -> Tensor:

@@ -64,16 +64,16 @@ class Decoder:
         plan: Any,
         start: int = 0,
         stop: int | None = None,
-        again: bool = False,
+        recompute: bool = False,
     ) -> Tensor:
         """The hidden states [N, H] after layers start .. stop - 1. `plan` (`attention.Packed` or
-        a cache) knows where tokens are and what may look at what; with `again` only what enters
-        each layer is kept for backward, which computes the rest anew (gradient checkpointing)."""
+        a cache) knows where tokens are and what may look at what; `recompute` keeps only what
+        enters each layer for backward (gradient checkpointing)."""
         hidden, positions_1N = hidden_NH[None], plan.positions_N[None]
         layers = range(start, self.num_layers if stop is None else stop)
         rotate, kinds = self.decoder.rotary_emb, {self._kind(index) for index in layers}
         rotations = {k: rotate(hidden, positions_1N, *([k] if k else [])) for k in kinds}
-        again = again and torch.is_grad_enabled()
+        again = recompute and torch.is_grad_enabled()
         with self._ours():
             for index in layers:
                 given: dict[str, Any] = {

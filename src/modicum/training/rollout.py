@@ -174,9 +174,8 @@ def silent(session: Session, rollout: Rollout) -> str:
 def untrained(session: Session) -> str:
     """Why a run has trained nothing; empty: it has, or had no steps."""
     counters = session.counters
-    if not counters.rollouts or (
-        counters.signal_steps and counters.optimizer_steps > counters.skipped
-    ):
+    moved = counters.signal_steps and counters.optimizer_steps > counters.skipped
+    if moved or not counters.rollouts:
         return ""
     if counters.skipped:
         return "a loss or gradient was not finite: try a smaller learning rate, or fp32"
