@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import cache
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -160,8 +161,8 @@ def split_logits(decoder: Decoder, recompute: bool = False) -> Tensor:
     """Ours, in two stretches of layers."""
     _, ids = sequences()
     plan = packed()
-    hidden = decoder.run(decoder.embed(ids), plan.positions_N, plan, 0, 2)
-    hidden = decoder.run(hidden, plan.positions_N, plan, 2, recompute=recompute)
+    hidden = decoder.run(decoder.embed(ids), plan, 0, 2)
+    hidden = decoder.run(hidden, plan, 2, recompute=recompute)
     return decoder.logits(decoder.finish(hidden))
 
 
@@ -239,7 +240,7 @@ def test_decoding_gives_the_whole_forward(variant: str, dtype: torch.dtype) -> N
         ]
         cache = Cache(lengths, size, steps, CPU)
         plan = Packed(lengths, [], [], CPU, cache)
-        decoder.run(decoder.embed(torch.cat(PROMPTS)), plan.positions_N, plan)
+        decoder.run(decoder.embed(torch.cat(PROMPTS)), plan)
         living = torch.arange(len(tokens))
         errors = []
         for step in range(steps):
@@ -250,7 +251,7 @@ def test_decoding_gives_the_whole_forward(variant: str, dtype: torch.dtype) -> N
             cache.advance()
             with few_rows(decoder.linears, len(living)):
                 hidden = decoder.embed(tokens[living, step])
-                hidden = decoder.run(hidden, cache.position_N(), cache)
+                hidden = decoder.run(hidden, cache)
                 logits = decoder.logits(decoder.finish(hidden))
             for row, b in zip(logits, living.tolist(), strict=True):
                 errors.append((row - wanted[b][lengths[b // size] + step]).abs())
@@ -267,14 +268,14 @@ def test_a_cache_shrinks_when_rows_have_left() -> None:
     with torch.inference_mode():
         cache = Cache([7, 4, 9], 4, 6, CPU)
         plan = Packed([7, 4, 9], [], [], CPU, cache)
-        decoder.run(decoder.embed(torch.cat(PROMPTS)), plan.positions_N, plan)
+        decoder.run(decoder.embed(torch.cat(PROMPTS)), plan)
         before = cache.rows[0][0].numel()
         cache.advance()
-        decoder.run(decoder.embed(torch.arange(1, 13)), cache.position_N(), cache)
+        decoder.run(decoder.embed(torch.arange(1, 13)), cache)
         cache.keep([0, 3, 9])
     assert cache.rows[0][0].numel() == before // 3
     assert len(cache.prompts[0][0]) == 2
-    assert cache.position_N().tolist() == [7, 7, 9]
+    assert cache.positions_N.tolist() == [7, 7, 9]
 
 
 def test_prompts_are_stored_once_for_their_group() -> None:
@@ -282,7 +283,7 @@ def test_prompts_are_stored_once_for_their_group() -> None:
     with torch.inference_mode():
         cache = Cache([7, 4, 9], 16, 6, CPU)
         plan = Packed([7, 4, 9], [], [], CPU, cache)
-        decoder.run(decoder.embed(torch.cat(PROMPTS)), plan.positions_N, plan)
+        decoder.run(decoder.embed(torch.cat(PROMPTS)), plan)
     assert cache.prompts[0][0].shape == (3, 2, 9, 8)
     assert cache.rows[0][0].shape == (3, 2, 16, 6, 8)
 
@@ -294,7 +295,7 @@ def test_the_models_own_attention_comes_back() -> None:
     split_logits(decoder)
     assert model.config._attn_implementation == before
     with pytest.raises(AttributeError):
-        decoder.run(torch.zeros(3, 32), torch.arange(3), None)  # type: ignore[arg-type]
+        decoder.run(torch.zeros(3, 32), SimpleNamespace(positions_N=torch.arange(3)))
     assert model.config._attn_implementation == before
 
 
@@ -342,7 +343,7 @@ def test_a_state_goes_on_from_its_prompt() -> None:
     plan = Packed([300, 5], [0, 0, 1], [1, 70, 1], CPU)
     ids = torch.cat([prompt, prompt[:5], short, long, short])
     with torch.no_grad():
-        hidden = decoder.run(decoder.embed(ids), plan.positions_N, plan)
+        hidden = decoder.run(decoder.embed(ids), plan)
         found = decoder.logits(decoder.finish(hidden))[305:]
         whole = [
             torch.cat(parts) for parts in ((prompt, short), (prompt, long), (prompt[:5], short))

@@ -125,8 +125,8 @@ def test_what_it_is_told(
     assert name.startswith("modicum-")
     assert " ".join(said) == (
         f"-m vllm.entrypoints.openai.api_server --model model --served-model-name {name}"
-        f" --host 127.0.0.1 --port {port} --logprobs-mode processed_logprobs"
-        " --generation-config vllm --dtype bfloat16 --gpu-memory-utilization 0.4"
+        " --host 127.0.0.1 --logprobs-mode processed_logprobs --generation-config vllm"
+        f" --port {port} --dtype bfloat16 --gpu-memory-utilization 0.4"
         " --tensor-parallel-size 2 --max-model-len 512 --max-lora-rank 32 --max-loras 2"
         " --enable-scale-out --enable-sleep-mode --enable-lora --block-size 16"
     )

@@ -169,8 +169,9 @@ def test_a_run_that_trains_or_has_no_steps_says_nothing_of_it(bare: TrainConfig)
     ],
 )  # fmt: skip
 def test_why_nothing_was_trained(steps: int, counted: dict[str, int], why: str) -> None:
-    session: Any = SimpleNamespace(counters=Counters(**counted), silence="", critic=None)
-    assert rollout.untrained(session, steps) == why
+    counters = Counters(rollouts=steps, **counted)
+    session: Any = SimpleNamespace(counters=counters, silence="", critic=None)
+    assert rollout.untrained(session) == why
 
 
 def test_the_first_proof_says_why_half_of_an_adapter_stays(bare: TrainConfig) -> None:

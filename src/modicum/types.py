@@ -1,8 +1,11 @@
 """What flows through a training step, from a problem to a batch: frozen, and free of torch."""
 
+import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, dataclass_transform
+from functools import cache
+from pathlib import Path
+from typing import Any, Literal, Self, dataclass_transform
 
 Split = Literal["train", "tune", "test"]
 SPLITS: tuple[Split, ...] = ("train", "tune", "test")
@@ -21,6 +24,16 @@ class Frozen:
 class UserError(ValueError):
     """What the user asked for cannot be done; the message is one line that says why, which the
     command line prints with exit code 2. It is never a bug of ours."""
+
+    @classmethod
+    def of(cls, reason: str, /, **values: Any) -> Self:
+        """The error that says what `refusals.toml` has under a name, filled with values."""
+        return cls(_refusals()[reason].format(**values))
+
+
+@cache
+def _refusals() -> dict[str, str]:
+    return tomllib.loads(Path(__file__).with_name("refusals.toml").read_text(encoding="utf-8"))
 
 
 class RunStopped(UserError):

@@ -97,8 +97,7 @@ class Placebo(Curriculum):
     def __post_init__(self) -> None:
         super().__post_init__()
         if not parse(self.curriculum).directed:
-            hint = "`uniform` is what it compares with"
-            raise UserError(f"placebo: {self.curriculum} does not go by what is easier; {hint}")
+            raise UserError.of("undirected", curriculum=self.curriculum)
 
     def __str__(self) -> str:
         return f"placebo({parse(self.curriculum)})"

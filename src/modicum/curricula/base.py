@@ -179,8 +179,7 @@ def rated(
         raise UserError(f"{name} needs at least {least} problems with a difficulty; {some}")
     ranked = sorted({(d, every[place]) for place, d in found.items()})
     if ranked[0][0] == ranked[-1][0]:
-        same = f"the same difficulty ({ranked[0][0]:g}), so none is easier than another"
-        raise UserError(f"{name}: all problems of {task} have {same}")
+        raise UserError.of("same_difficulty", name=name, task=task, level=ranked[0][0])
     ends = ranked[:3], ranked[:-4:-1]
     low, high = ("; ".join(f"{text:.48} ({d:g})" for d, text in some) for some in ends)
     lacking = len(every) - len(found)

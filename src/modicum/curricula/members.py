@@ -172,8 +172,7 @@ class AdaRFT(ByArm):
         if self.rescale:
             return [SCALE * (level - low) / (high - low) for level in levels]
         if low < 0 or high > SCALE or high - low < SPREAD:
-            scale = f"on the scale from 0 to 100, and those of {task} are {low:g} to {high:g}"
-            raise UserError(f"adarft: difficulties must be {scale}; rescale=True stretches them")
+            raise UserError.of("scale", task=task, low=low, high=high)
         return levels
 
     def choose(self, order: ArmOrder, rng: Random, count: int, progress: float) -> Sequence[int]:

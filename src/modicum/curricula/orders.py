@@ -27,8 +27,7 @@ from modicum.types import Problem, UserError
 BATCHES = 4  # that what is open at first must hold
 DISTINCT, PARTS = 10, 5
 VISITS = 3  # of each problem, below which a history says little
-Memory = tuple[float, ...]
-"""What is kept of an arm; nothing while it was not seen."""
+Memory = tuple[float, ...]  # what is kept of an arm; nothing while it was not seen
 
 
 def tie(seed: int, problem: Problem) -> float:
@@ -58,8 +57,6 @@ class ByRank(Curriculum):
 class RankedOrder(Order):
     """The task's own order without what is outside of the window."""
 
-    follows_length = True
-
     def __init__(self, task: Task, seed: int, member: ByRank, measure: Measure) -> None:
         super().__init__(task, seed)
         self.member, self.measure, self.progress = member, measure, 0.0
@@ -87,8 +84,7 @@ class RankedOrder(Order):
     def look(self, count: int, steps: int) -> list[str]:
         _, first = self.member.window(0.0, len(self.ranked))
         if self.member.guarded and self.task.size("train") and first < BATCHES * count:
-            few = f"{first} problems are open at first, fewer than {BATCHES} batches of {count}"
-            raise UserError(f"{self.member}: {few}; a larger c0, or fewer --prompts-per-step")
+            raise UserError.of("few_open", by=self.member, first=first, of=BATCHES, count=count)
         return self.told
 
     def metrics(self) -> dict[str, float]:
@@ -130,8 +126,6 @@ class ByArm(Curriculum):
 
 class ArmOrder(Order):
     """Problems of arms, each from the place where its last one was."""
-
-    follows_length = False
 
     def __init__(self, task: Task, seed: int, member: ByArm, measure: Measure) -> None:
         super().__init__(task, seed)
@@ -205,8 +199,7 @@ def _arms(
     """Of every arm, the easiest first, its problem at a place, and its difficulty; what to tell."""
     turns, ends = turns_of(task), task.size("train") is not None
     if not ends and (member.visits or turns == 1):
-        hint = "bandit and e2h go by levels, such as those of arithmetic(terms=(2, 3, 4, 5))"
-        raise UserError(f"{member.name}: the problems of {task} do not come again; {hint}")
+        raise UserError.of("endless", curriculum=member.name, task=task)
     problems, told = pool(task, seed, turns), list[str]()
     found = {p.id: d for p in problems if (d := measure(p)) is not None}
     if member.directed or not member.visits:

@@ -14,7 +14,6 @@ from modicum.config import Sampling
 from modicum.engine import slopes
 from modicum.engine.policy import Policy
 from modicum.engine.slopes import FADE, FAULTS, ROWS, Array, Groups, Scored, Slope
-from modicum.engine.version import AgreementFailed
 from modicum.models.linear import widened
 from modicum.types import Row, RunStopped
 from modicum.updates.base import Prepared, Swap
@@ -27,7 +26,6 @@ CUT = 0.1  # of the tokens, and one, that rounding may move by much: at a cut, i
 ELSEWHERE = 0.01  # nats beyond twice the first difference, of a sampler elsewhere
 FIRST = 5  # steps that are all checked
 REMEMBERED = 2**26  # bytes of the step before, at most
-NOT_SAMPLED = "the completions were not sampled from the current policy"
 
 LEAST = {"base": 0.5, "previous": 0.5, "temperature": 0.01}
 """How large a slope must be at least to be a fault."""
@@ -87,10 +85,7 @@ class Agreement:
         if not policy.sampler.in_process:
             self.first = mean if self.first is None else self.first
             if mean > (most := 2 * self.first + ELSEWHERE):
-                raise AgreementFailed(
-                    f"log-probs of sampler and library differ by {mean:.2g} nats a token, and at first"
-                    f" by {self.first:.2g}; more than {most:.2g} is no rounding"
-                )
+                raise RunStopped.of("apart_elsewhere", mean=mean, first=self.first, most=most)
         return mean
 
     @torch.no_grad()
@@ -139,10 +134,8 @@ class Agreement:
             self.exact_max = max(self.exact_max, far)
             if not far <= EXACT * self.sharp:
                 self._other_weights(policy, prepared, found)
-                apart = f"{np.abs(d_N).mean():.2g} nats a token{slopes.looks_like(d_N, found)}"
-                what = f"in fp32 the log-probs of {name} and library differ by {apart}"
-                why = f"{NOT_SAMPLED}, or are not trained as they were sampled"
-                raise AgreementFailed(f"{what}; {why}")
+                like, mean = slopes.looks_like(d_N, found), np.abs(d_N).mean()
+                raise RunStopped.of("apart_exact", name=name, mean=mean, like=like)
 
     def _other_weights(self, policy: Policy, prepared: Prepared, found: Scored) -> None:
         known = {"base": prepared.reference} if prepared.reference_known else {}
@@ -189,9 +182,8 @@ class Agreement:
             # The sampler prefers tokens that its own rounding has made likelier.
             least = max(LEAST.get(name, EXACT), 4 * self.noise**2)
             if abs(size) > max(least, limit * error):
-                what = f"the log-probs of {way} less the sampler's follow those of"
-                told = f"{FAULTS[name][size < 0]}: slope {size:.3g} with standard error {error:.2g}"
-                raise AgreementFailed(f"{what} {told}, where the current policy has 0")
+                fault = FAULTS[name][size < 0]
+                raise RunStopped.of("follows", of=way, like=fault, slope=size, error=error)
 
     def _apart(self, other_N: Array, sampler_N: Array, way: str) -> float:
         """Mean |difference|; RunStopped when it is more than rounding."""
@@ -200,9 +192,7 @@ class Agreement:
         d_N = other_N - sampler_N
         mean, far = float(np.abs(d_N).mean()), self._far(d_N, other_N)
         if not far <= 1:
-            apart = f"{mean:.2g} nats a token, {far:.2g} times what rounding may make"
-            what = f"log-probs of sampler and {way} differ by {apart}"
-            raise AgreementFailed(f"{what}; {NOT_SAMPLED}")
+            raise RunStopped.of("apart", way=way, mean=mean, far=far)
         return mean
 
     def report(self) -> str:
@@ -236,6 +226,4 @@ def _finite(values_N: Array, by: str) -> None:
     """RunStopped with what is wrong, where a comparison would only say that it failed."""
     if not np.isfinite(values_N).all():
         count = int((~np.isfinite(values_N)).sum())
-        which = f"{count} of {values_N.size} log-probs of {by} are nan or infinite"
-        why = "so that weights or logits are not finite"
-        raise RunStopped(f"the model gives no numbers: {which}, {why}")
+        raise RunStopped.of("no_numbers", count=count, size=values_N.size, by=by)

@@ -91,8 +91,7 @@ class Sampler(ABC):
 
     in_process: ClassVar[bool] = False
     """Whether it runs the trainer's own model, in whatever precision that computes."""
-    proven: str = ""
-    """What was last proved of weights that are elsewhere, in words."""
+    proven: str = ""  # what was last proved of weights that are elsewhere, in words
 
     @abstractmethod
     def sample(self, asked: Asked) -> Groups:

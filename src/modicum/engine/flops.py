@@ -56,7 +56,7 @@ class StepFlops(Frozen):
 
 
 class FlopCounter:
-    """Counts the matrix FLOPs of steps; what depends on what trains now is remembered."""
+    """Counts the matrix FLOPs of steps."""
 
     critic: "CriticWork | None" = None
 
@@ -91,7 +91,6 @@ class FlopCounter:
         self.token = float(self.adapted_LW[:, :PAIRS].sum())
         """FLOPs of a token's forward, without its attention."""
         self.reference_LW = self.base_LW if prepared.reference_is_bare else self.adapted_LW
-        self._known: dict[frozenset[str], Array] = {}
         self.judged = False  # whether a reward model on the base reads all completions
 
     def step(
@@ -151,11 +150,11 @@ class FlopCounter:
 
     def training(self, rows: Sequence[Row], updates: int) -> float:
         """The FLOPs of so many updates on some rows."""
-        total = 0.0
+        total, backward_W = 0.0, self._backward() if rows else 0.0
         first = max(0, self.prepared.lowest_layer) if self.split else 0
         since = first if self.prepared.trunk_is_reference else 0
         for kept, load_W in self._parts(rows):
-            work_W = self.adapted_LW[first if kept else 0 :].sum(0) + self._backward()
+            work_W = self.adapted_LW[first if kept else 0 :].sum(0) + backward_W
             work_W *= updates
             if self.heard:  # for its entropy, before the first update
                 work_W += self.adapted_LW[first if kept else 0 :].sum(0)
@@ -166,21 +165,18 @@ class FlopCounter:
 
     def _backward(self) -> Array:
         """Of backward while the same tensors train, with what is recomputed."""
-        names = frozenset(self.prepared.active)
-        if names not in self._known:
-            lowest = min(place(name, self.num_layers) for name in names)
-            work_W = np.zeros(len(WORK))
-            for _, column, product in self._products():
-                work_W[column] += 2.0 * product.numbers * product.passes
-            # Scores have a gradient where something before o_proj trains.
-            scored = sum(lowest < (layer, 2) for layer in range(self.num_layers))
-            work_W[PAIRS] = self.pair_backward * scored
-            if self.recompute:
-                again = slice(max(0, lowest[0]), self.num_layers)
-                work_W += self.adapted_LW[again].sum(0)
-                work_W[TOKENS] -= self.tail_L[again].sum()
-            self._known[names] = work_W
-        return self._known[names]
+        lowest = min(place(name, self.num_layers) for name in self.prepared.active)
+        work_W = np.zeros(len(WORK))
+        for _, column, product in self._products():
+            work_W[column] += 2.0 * product.numbers * product.passes
+        # Scores have a gradient where something before o_proj trains.
+        scored = sum(lowest < (layer, 2) for layer in range(self.num_layers))
+        work_W[PAIRS] = self.pair_backward * scored
+        if self.recompute:
+            again = slice(max(0, lowest[0]), self.num_layers)
+            work_W += self.adapted_LW[again].sum(0)
+            work_W[TOKENS] -= self.tail_L[again].sum()
+        return work_W
 
     def _products(self) -> Iterator[tuple[int, int, Product]]:
         for product in backward_products(self.prepared, self.prepared.active, self.num_layers):

@@ -127,7 +127,7 @@ def forward_backward(
     pack = scorer.pack(rows)
     trunk = scorer.trunk(pack)
     if objective.needs_reference and reference_N is None:
-        reference_N = reference_logprobs(scorer, prepared, sampling, rows, pack, trunk)
+        reference_N = reference_logprobs(scorer, prepared, sampling, rows, (pack, trunk))
     part_N = torch.tensor([p for row in rows for p in row.part or (True,) * len(row.tokens)])
     lengths_R = torch.tensor([len(row.tokens) for row in rows])
     counted_R = torch.tensor([sum(row.part) or len(row.tokens) for row in rows])
@@ -174,19 +174,14 @@ def read(sums: Sums) -> dict[str, float]:
 
 @torch.no_grad()
 def reference_logprobs(
-    scorer: Scorer,
-    prepared: Prepared,
-    sampling: Sampling,
-    rows: Sequence[Row],
-    pack: Any = None,
-    trunk: Tensor | None = None,
+    scorer: Scorer, prepared: Prepared, sampling: Sampling, rows: Sequence[Row], packed: Any = None
 ) -> Tensor:
-    """Log-probs [N] of the rows' tokens under the reference, which the rows may hold already."""
+    """Log-probs [N] of the rows' tokens under the reference, which the rows may hold already; `packed`
+    are their pack and its trunk, if they are known."""
     if rows[0].reference:
         return up(scorer.device, torch.tensor([p for row in rows for p in row.reference]))[0]
-    if pack is None:
-        pack = scorer.pack(rows)
-        trunk = scorer.trunk(pack)
+    pack = scorer.pack(rows) if packed is None else packed[0]
+    trunk = scorer.trunk(pack) if packed is None else packed[1]
     token_N = tokens_of(rows, scorer.device)
     with prepared.reference():
         hidden_NH = scorer.hidden(pack, trunk if prepared.trunk_is_reference else None)

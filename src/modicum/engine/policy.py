@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
 from typing import Any
 
 import torch
@@ -39,7 +38,7 @@ class Policy:
     """What was last told to sampler and scorer."""
     ledger: dict[str, dict[str, int]] = field(default_factory=dict)
     """Completions and tokens that were generated, by the first word of their keys."""
-    draw: Callable[..., Groups] | None = None
+    draw: Callable[..., Groups] = lambda draw, asked: draw(asked)
     """What asks this sampler and those of other processes, if there are any."""
 
     def sample(
@@ -52,8 +51,7 @@ class Policy:
         together are longer than the model's positions."""
         check_length(prompts, self.model, sampling)
         told = replace(sampling, stop=stops(self.tokenizer, sampling))
-        draw = partial(self.draw, self.sampler.sample) if self.draw else self.sampler.sample
-        groups = draw(Asked(prompts, keys, group_size, told, **more))
+        groups = self.draw(self.sampler.sample, Asked(prompts, keys, group_size, told, **more))
         for key, group in zip(keys, groups, strict=True):
             self.move(str(key[0]), group)
         pairs = zip(prompts, groups, strict=True)
@@ -109,8 +107,7 @@ def make(
     if decoder is not None:
         return SplitEngine(decoder, lowest, bool(compute.checkpointing))
     if compute.engine == "split":
-        name = model.config.model_type
-        raise UserError(f"engine split: the architecture {name!r} is not one that it knows")
+        raise UserError.of("not_known", kind=model.config.model_type)
     if compute.checkpointing:
         raise UserError("gradient checkpointing needs engine split, which this model cannot use")
     probe(model, device)
@@ -124,5 +121,4 @@ def check_length(prompts: Prompts, model: Any, sampling: Sampling) -> None:
         raise UserError("max_tokens: a run settles auto; here it takes a number")
     longest = max(map(len, prompts)) + sampling.max_tokens
     if limit is not None and longest > limit:
-        made = f"a prompt and max_tokens = {sampling.max_tokens} make {longest} tokens"
-        raise UserError(f"{made}; the model has positions for {limit}")
+        raise UserError.of("too_long", max_tokens=sampling.max_tokens, longest=longest, limit=limit)

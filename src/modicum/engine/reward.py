@@ -34,6 +34,7 @@ EVERY = 50  # calls between looks at the witnesses
 CLOSE = {torch.float32: 0.01, torch.bfloat16: 0.2, torch.float16: 0.05}  # to a witness
 Tokens = tuple[int, ...]
 Score = Callable[[Tokens, Sequence[Tokens]], Tensor]
+Encode = Callable[[Problem], Tokens]
 
 
 def last_states(scorer: Scorer, prompt: Tokens, answers: Sequence[Tokens]) -> Tensor:
@@ -77,11 +78,9 @@ def classifier(place: str, device: torch.device, dtype: torch.dtype, **fresh: in
     try:
         model, info = Classifier.from_pretrained(place, dtype=dtype, **flags, **fresh)
     except FAULTS as error:
-        reason = " ".join(str(error).split())
-        raise UserError(f"cannot load a reward model from {place}: {reason:.300}") from None
+        raise UserError.of("no_classifier", at=place, why=" ".join(str(error).split())) from None
     if model.config.num_labels != 1 or (info["missing_keys"] and not fresh):
-        lacks = f"{model.config.num_labels} labels, and no {sorted(info['missing_keys'])}"
-        raise UserError(f"{place} is no reward model of one label: it has {lacks}")
+        raise UserError.of("labels", at=place, config=model.config, no=sorted(info["missing_keys"]))
     return model.eval().to(device)
 
 
@@ -118,11 +117,7 @@ def beside(folder: Path, policy: Policy, prepared: Prepared) -> Score:
 
 
 def opened(
-    term: Learned,
-    policy: Policy,
-    prepared: Prepared,
-    identity: Identity,
-    encode: Callable[[Problem], Tokens],
+    term: Learned, policy: Policy, prepared: Prepared, base: Identity, encode: Encode
 ) -> Callable[[Problem, Sequence[Completion]], list[float]]:
     """What `term` gives in a run to all completions of a problem; `encode` makes the prompt.
 
@@ -130,8 +125,8 @@ def opened(
     folder, report, calls = term.file.parent, term.report(), itertools.count()
     dtype = next(policy.model.parameters()).dtype
     if report:  # of tensors in fp32; in another dtype they have another hash
-        same = {} if dtype == torch.float32 else {"base_hash": identity.hashes["base_hash"]}
-        identity.require(report["base"] | same, f"{folder} was trained on", "this run")
+        same = {} if dtype == torch.float32 else {"base_hash": base.hashes["base_hash"]}
+        base.require(report["base"] | same, f"{folder} was trained on", "this run")
     if on_base := (folder / CONFIG).is_file():
         score = beside(folder, policy, prepared)
     else:
@@ -152,9 +147,7 @@ def opened(
         for (_, prompt, *both, _), then in report.get("witness", ()) if due else ():
             now = score(tuple(prompt), [tuple(tokens) for tokens, _ in both])
             if not torch.allclose(now, now.new_tensor(then), CLOSE[dtype], CLOSE[dtype]):
-                what = f"{folder} scores {now.tolist()} what it scored {then} when it was made"
-                why = "its base is not as it was, another adapter acts, or its files changed"
-                raise RunStopped(f"reward proof: {what}: {why}")
+                raise RunStopped.of("witness", folder=folder, now=now.tolist(), then=then)
         if tokenizer:
             found = in_parts(score, (), [chat(problem.question, c.text) for c in group])
         else:

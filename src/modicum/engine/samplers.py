@@ -94,11 +94,7 @@ class LocalSampler(Sampler):
             except (RuntimeError, MemoryError) as error:
                 machine.require_out_of_memory(error)
                 if len(part) == 1:
-                    raise UserError(
-                        f"memory ran out while {group_size} completions of at most {limit} tokens"
-                        " were sampled, the fewest at a time: shorter ones (--max-tokens) or a"
-                        " smaller model take less; modicum plan shows what"
-                    ) from None
+                    raise UserError.of("memory_in_sampling", size=group_size, limit=limit) from None
                 self.rollout_batch = len(part) // 2 * group_size
                 decoding = uniforms_RT = None
             else:
@@ -148,9 +144,7 @@ def draw(decoding: Decoding, uniforms_RT: Tensor, sampling: Sampling, texts: Tex
             new = tokens_RT[row_B, asked : step + 1].tolist()
             asked = step + 1
             pairs = enumerate(zip(rows, new, strict=True))
-            live = [
-                n for n, (row, tokens) in pairs if not ends_within(texts, written_R[row], tokens)
-            ]
+            live = [n for n, (row, of) in pairs if not ends_within(texts, written_R[row], of)]
             if not live or step + 1 == steps:
                 break
             if len(live) < len(rows):
@@ -161,10 +155,7 @@ def draw(decoding: Decoding, uniforms_RT: Tensor, sampling: Sampling, texts: Tex
     pairs = zip(written_R, logprobs_RT.tolist(), strict=True)
     drawn = [(tuple(tokens), tuple(found[: len(tokens)])) for tokens, found in pairs]
     if not all(math.isfinite(logprob) for _, found in drawn for logprob in found):
-        raise UserError(
-            "the model's logits are not numbers (NaN or infinite): its weights are broken, or"
-            " they overflow in this dtype"
-        )
+        raise UserError.of("broken_logits")
     return drawn
 
 

@@ -147,7 +147,7 @@ class SplitEngine(Engine):
         if pack.kept is not None and layer == self.lowest:
             return torch.cat(pack.kept)
         hidden_NH = self.decoder.embed(pack.ids_N)
-        return self.decoder.run(hidden_NH, pack.plan.positions_N, pack.plan, 0, layer)
+        return self.decoder.run(hidden_NH, pack.plan, 0, layer)
 
     def states(self, pack: Pack, depth: int | None = None) -> Tensor:
         if depth is None:
@@ -157,8 +157,7 @@ class SplitEngine(Engine):
     def hidden(self, pack: Pack, trunk: Tensor | None) -> Tensor:
         first = 0 if trunk is None else self.lowest
         states_NH = self.decoder.embed(pack.ids_N) if trunk is None else trunk
-        plan, again = pack.plan, self.recomputes
-        states_NH = self.decoder.run(states_NH, plan.positions_N, plan, first, recompute=again)
+        states_NH = self.decoder.run(states_NH, pack.plan, first, recompute=self.recomputes)
         return self.decoder.finish(states_NH.index_select(0, pack.predicts))
 
     def logits(self, hidden_NH: Tensor) -> Tensor:
@@ -178,17 +177,16 @@ class SplitDecoding(Decoding):
         self.graph = engine.way.graph() if engine.way.graph else None
         plan = Packed(lengths, [], [], device, self.cache)
         ids_N = torch.tensor([t for prompt in prompts for t in prompt], device=device)
-        positions_N, stop = plan.positions_N, engine.lowest if keep else 0
-        hidden_NH = decoder.run(decoder.embed(ids_N), positions_N, plan, 0, stop)
+        self.stop = engine.lowest if keep else 0
+        hidden_NH = decoder.run(decoder.embed(ids_N), plan, 0, self.stop)
         self.prompts: list[Tensor] = []
         self.states_STH: Tensor | None = None
         if keep:
             self.prompts = list(hidden_NH.split(lengths))
             rows = len(prompts) * group_size
             self.states_STH = hidden_NH.new_empty(rows, max_tokens, hidden_NH.shape[-1])
-        self.stop = stop
         self.row_B = torch.arange(len(prompts) * group_size, device=device)
-        hidden_NH = decoder.run(hidden_NH, positions_N, plan, stop)
+        hidden_NH = decoder.run(hidden_NH, plan, self.stop)
         last_P = torch.tensor(lengths, device=device).cumsum(0) - 1
         logits_PV = decoder.logits(decoder.finish(hidden_NH[last_P]))
         self.logits_BV = logits_PV.repeat_interleave(group_size, 0)
@@ -207,10 +205,9 @@ class SplitDecoding(Decoding):
     def _step(self, token_N: Tensor) -> tuple[Tensor, Tensor]:
         """The states that enter the lowest trained layer, if they are kept, and logits."""
         decoder, cache, copy = self.engine.decoder, self.cache, self.engine.weight_copy
-        position_N = cache.position_N()
         with copy.used() if copy else few_rows(decoder.linears, len(token_N)):
-            entering_NH = decoder.run(decoder.embed(token_N), position_N, cache, 0, self.stop)
-            hidden_NH = decoder.run(entering_NH, position_N, cache, self.stop)
+            entering_NH = decoder.run(decoder.embed(token_N), cache, 0, self.stop)
+            hidden_NH = decoder.run(entering_NH, cache, self.stop)
             return entering_NH, decoder.logits(decoder.finish(hidden_NH))
 
     def keep(self, live: Sequence[int]) -> None:

@@ -15,13 +15,6 @@ from modicum.engine.text import Texts
 from modicum.types import Group, RunStopped
 
 
-class AgreementFailed(RunStopped):
-    """The completions are not of the policy that is trained."""
-
-    def __init__(self, text: str) -> None:
-        super().__init__(f"agreement proof: {text}")
-
-
 @torch.no_grad()
 def version_of(tensors: Mapping[str, Tensor], adapters: Sequence[Any] = ()) -> str:
     """A short hash of all numbers of some tensors, the same on every device.
@@ -48,27 +41,21 @@ def adapter_layers(model: nn.Module) -> list[nn.Module]:
 
 
 def require_origin(groups: Sequence[Group], sampling: Sampling, version: str) -> None:
-    """AgreementFailed unless all completions are of these weights and settings."""
+    """RunStopped unless all completions are of these weights and settings."""
     settings = (sampling.temperature, sampling.top_p, sampling.top_k)
     for origin in {c.origin for group in groups for c in group.completions}:
         if origin is None:
-            origin_of = "types.Origin(version_of(weights), temperature, top_p, top_k)"
-            why = "the sampler does not say from which weights it drew"
-            raise AgreementFailed(f"{why}; every Completion needs its origin = {origin_of}")
+            raise RunStopped.of("no_origin")
         drawn = (origin.temperature, origin.top_p, origin.top_k)
         if drawn != settings:
-            at = f"(temperature, top_p, top_k) = {drawn}, and are trained at {settings}"
-            raise AgreementFailed(f"the completions were drawn at {at}")
+            raise RunStopped.of("other_sampling", drawn=drawn, settings=settings)
         if origin.weights != version:
-            other = f"other weights (version {origin.weights}) than those that are trained"
-            why = f"from {other} ({version}); the sampler is stale"
-            raise AgreementFailed(f"the completions were drawn {why}")
+            raise RunStopped.of("stale", weights=origin.weights, version=version)
 
 
 def require_stops(groups: Sequence[Group], tokenizer: Any, stops: Sequence[str]) -> None:
-    """AgreementFailed where a completion goes on after a stop string."""
+    """RunStopped where a completion goes on after a stop string."""
     texts = Texts(tokenizer, (), stops)
     rows = [c.tokens[:-1] for group in groups if stops for c in group.completions]
     for stop in filter(None, map(texts.stop_in, texts(rows))):
-        what = f"a completion goes on after the stop string {stop!r}"
-        raise AgreementFailed(f"{what}; the sampler must obey `sampling.stop`")
+        raise RunStopped.of("beyond_stop", stop=stop)

@@ -16,6 +16,7 @@ from safetensors import SafetensorError
 from torch import nn
 
 from modicum.config import TrainConfig
+from modicum.models.configs import KNOWN
 from modicum.models.four_bit import unpack
 from modicum.models.identity import combined, config_hash, fingerprints
 from modicum.report.words import say
@@ -24,9 +25,6 @@ from modicum.types import UserError
 
 DESCRIBED = "modicum.json"  # what an export of ours says of itself
 CONFIG, WEIGHTS, PICKLED = "adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"
-# What stands before the prompt, or beside the model, and not inside its layers.
-OUTSIDE = """PROMPT_TUNING MULTITASK_PROMPT_TUNING P_TUNING PREFIX_TUNING CPT ADAPTION_PROMPT XLORA
-    POLY SHADOW"""
 # What a config says beside what its tensors are multiplied by and where they lie, which their names say.
 NO_MATTER = re.compile(
     r"^(init_|base_|task|target_|revision|inference|auto_map|peft_ver|exclude|layers_to|layers_pat)"
@@ -70,9 +68,8 @@ def said(folder: Path) -> Mapping[str, Any]:
     kind, task = found.get("peft_type"), found.get("task_type")
     if task not in (None, "CAUSAL_LM"):
         raise UserError(f"{folder} is an adapter for the task {task}, not for a causal model")
-    if kind in OUTSIDE.split() or found.get("alora_invocation_tokens"):
-        why = f"of the kind {kind}, which is not inside the layers of its base alone"
-        raise UserError(f"{folder} is an adapter {why}; it cannot be evaluated or trained here")
+    if kind in KNOWN["outside"] or found.get("alora_invocation_tokens"):
+        raise UserError.of("outside_layers", folder=folder, kind=kind)
     return found
 
 
@@ -115,15 +112,13 @@ def _fill(model: Any, folder: Path, pickled: bool) -> None:
 
     there = (folder / PICKLED).is_file()
     if not (folder / WEIGHTS).is_file() and not (there and pickled):
-        hint = f"; --pickled-weights reads {PICKLED}" if there else ""
-        raise UserError(f"{folder} has no {WEIGHTS}{hint}")
+        raise UserError.of("pickled" if there else "no_weights", folder=folder)
     for tensor in get_peft_model_state_dict(model, save_embedding_layers=False).values():
         if tensor.is_floating_point():
             tensor.fill_(float("nan"))  # the file must fill them all
     found = set_peft_model_state_dict(model, load_peft_weights(str(folder), device="cpu"))
     if found.unexpected_keys:
-        why = f"its base has no place for its tensor {min(found.unexpected_keys)}"
-        raise UserError(f"{folder}: {why}; is it for another base?")
+        raise UserError.of("no_place", folder=folder, tensor=min(found.unexpected_keys))
     for name, tensor in get_peft_model_state_dict(model, save_embedding_layers=False).items():
         if not torch.isfinite(tensor).all():
             raise UserError(f"{folder} has no {name}, or numbers in it that are not finite")
@@ -195,5 +190,4 @@ def merged(model: Any) -> nn.Module:
         return model.float().merge_and_unload()
     except (NotImplementedError, AttributeError, ValueError) as error:
         kind = model.peft_config["default"].peft_type.value
-        reason = str(error).splitlines()[0]
-        raise UserError(f"PEFT adds no {kind} to the weights of its base: {reason}") from None
+        raise UserError.of("no_merge", kind=kind, reason=str(error).splitlines()[0]) from None

@@ -32,20 +32,12 @@ class ScoreRule(Frozen):
 
 
 def attention(
-    module: Any,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attention_mask: Any,
-    scaling: float,
-    softcap: float | None = None,
-    sliding_window: int | None = None,
-    **_: Any,
+    module: Any, query: Tensor, key: Tensor, value: Tensor, plan: Any, scaling: float, **more: Any
 ) -> tuple[Tensor, None]:
     """transformers' attention function `modicum`: hands the layer's tensors to its plan."""
     q_NHD, k_NKD, v_NKD = (x[0].transpose(0, 1) for x in (query, key, value))
-    rule = ScoreRule(scaling, softcap, sliding_window)
-    return attention_mask.attend(module.layer_idx, q_NHD, k_NKD, v_NKD, rule)[None], None
+    rule = ScoreRule(scaling, more.get("softcap"), more.get("sliding_window"))
+    return plan.attend(module.layer_idx, q_NHD, k_NKD, v_NKD, rule)[None], None
 
 
 AttentionInterface.register(NAME, attention)

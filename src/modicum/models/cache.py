@@ -81,7 +81,8 @@ class Cache:
         """Of what was made of rows that are run: that of the living."""
         return x_NC
 
-    def position_N(self) -> Tensor:
+    @property
+    def positions_N(self) -> Tensor:
         """The position of the token of every row that is run; call `advance` for it first."""
         return self.start_N + (self.length - 1)
 
@@ -212,10 +213,9 @@ class Static(Cache):
     place of the token that comes is a number on the device, and keys beyond it are masked. Only where the
     room is full is all of it made anew, for twice as many tokens, without rows that have ended."""
 
-    def __init__(
-        self, lengths: Sequence[int], group_size: int, max_tokens: int, device: torch.device
-    ) -> None:
-        super().__init__(lengths, group_size, max_tokens, device)
+    def __init__(self, *given: Any) -> None:
+        super().__init__(*given)
+        device = self.length_P.device
         self.at = torch.full((1,), -1, device=device)  # the place of the token that comes
         self.token_S = torch.zeros(len(self.slots), dtype=torch.long, device=device)
         self.living_N: Tensor | None = None  # the slots of living rows; None: all
@@ -246,7 +246,8 @@ class Static(Cache):
             old.copy_(new)
         return found_N1C[:, 0]
 
-    def position_N(self) -> Tensor:
+    @property
+    def positions_N(self) -> Tensor:
         return self.start_N + self.at
 
     def advance(self) -> None:

@@ -30,16 +30,14 @@ def causal(name: str, config: Any) -> Any:
     text = getattr(config, "text_config", None)
     chosen: Any = text if type(text) in MODEL_FOR_CAUSAL_LM_MAPPING else config
     if type(chosen) not in MODEL_FOR_CAUSAL_LM_MAPPING or any(map(OTHER_HEAD.search, declared)):
-        what = ", ".join(declared) or type(config).__name__
-        raise UserError(f"{name} is not a causal language model ({what})")
+        raise UserError.of("not_causal", name=name, of=", ".join(declared) or type(config).__name__)
     reason = KNOWN["refused"].get(config.model_type, "")
     if not hasattr(chosen.get_text_config(decoder=True), "num_hidden_layers"):
         reason = "its config has no number of layers (num_hidden_layers)"
     if reason:
         raise UserError(f"{name}: the architecture {config.model_type!r} cannot be run: {reason}")
     if getattr(chosen, "is_decoder", None) is False and not chosen.is_encoder_decoder:
-        why = "is an encoder, which sees the tokens that follow (is_decoder is false)"
-        raise UserError(f"{name} is not a causal language model: its config says that it {why}")
+        raise UserError.of("encoder", name=name)
     if hasattr(chosen, "rescale_every"):
         chosen.rescale_every = 0  # RWKV would halve its weights in place while it is evaluated
     return chosen

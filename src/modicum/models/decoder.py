@@ -61,25 +61,24 @@ class Decoder:
     def run(
         self,
         hidden_NH: Tensor,
-        positions_N: Tensor,
         plan: Any,
         start: int = 0,
         stop: int | None = None,
         recompute: bool = False,
     ) -> Tensor:
         """The hidden states [N, H] after layers start .. stop - 1. `plan` (`attention.Packed` or
-        a cache) knows what may look at what; `recompute` keeps only what enters each layer
-        for backward (gradient checkpointing)."""
-        hidden = hidden_NH[None]
+        a cache) knows where tokens are and what may look at what; `recompute` keeps only what
+        enters each layer for backward (gradient checkpointing)."""
+        hidden, positions_1N = hidden_NH[None], plan.positions_N[None]
         layers = range(start, self.num_layers if stop is None else stop)
         rotate, kinds = self.decoder.rotary_emb, {self._kind(index) for index in layers}
-        rotations = {k: rotate(hidden, positions_N[None], *([k] if k else [])) for k in kinds}
+        rotations = {k: rotate(hidden, positions_1N, *([k] if k else [])) for k in kinds}
         again = recompute and torch.is_grad_enabled()
         with self._ours():
             for index in layers:
                 given: dict[str, Any] = {
                     "attention_mask": plan,
-                    "position_ids": positions_N[None],
+                    "position_ids": positions_1N,
                     "position_embeddings": rotations[self._kind(index)],
                     **({"shared_kv_states": {}} if self.config.model_type == "gemma4_text" else {}),
                 }

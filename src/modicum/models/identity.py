@@ -26,6 +26,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from modicum.models.configs import KNOWN
 from modicum.models.four_bit import numbers
 from modicum.types import Frozen, UserError
 
@@ -33,14 +34,7 @@ CHUNK = 2**26  # bytes that are on the CPU at a time, of a tensor elsewhere
 MAX_THREADS = 4
 ROW, PIECE = 4096, 2**24  # numbers of a row, and of what is looked at at a time
 BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
-HASHES = {
-    "base_hash": "base model",
-    "tokenizer_hash": "tokenizer or chat template",
-    "config_hash": "config.json, though with the same weights",
-    "adapter_hash": "adapter on its base",
-    "init_hash": "adapter to begin with (--init-adapter)",
-}
-"""What is hashed of a base, and what a message calls it."""
+HASHES: dict[str, str] = KNOWN["hashes"]  # of a base, and what a message calls it
 # Of a config: who wrote it, and in which dtype.
 UNSAID = ("architectures", "dtype", "torch_dtype", "transformers_version")
 
@@ -58,8 +52,6 @@ def fingerprint(tensor: Tensor) -> str:
 
 def fingerprints(tensors: Mapping[str, Tensor]) -> dict[str, str]:
     """The fingerprint of every tensor, by name."""
-    if sum(tensor.nbytes for tensor in tensors.values()) < 2**22:  # threads would cost more
-        return {name: fingerprint(tensor) for name, tensor in tensors.items()}
     with ThreadPoolExecutor(min(MAX_THREADS, os.cpu_count() or 1)) as pool:
         return dict(zip(tensors, pool.map(fingerprint, tensors.values()), strict=True))
 
@@ -119,8 +111,7 @@ class Identity(Frozen):
         for key, what in HASHES.items():
             if known.get(key) != self.hashes.get(key):
                 was, now = (f"{of.get(key)!s:.12}" for of in (known, self.hashes))
-                why = f"its hash differs (it was {was}, that of {name} is {now})"
-                raise UserError(f"{past} another {what}: {why}")
+                raise UserError.of("other_hash", past=past, what=what, was=was, name=name, now=now)
 
 
 def odd_weights() -> Tensor:

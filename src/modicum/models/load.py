@@ -85,12 +85,9 @@ def locate(name: str, trust: Trust | None = None, base: str = "") -> Source:
     if (path / "config.json").is_file():
         return Source(str(path), True, arguments)
     if is_run(path):
-        evaluates = f"modicum evaluate {name} evaluates it"
-        makes = f"modicum export {name} --out FOLDER --format merged makes it a model"
-        raise UserError(f"{name} is a run folder, not a model folder: {evaluates}, {makes}")
+        raise UserError.of("run_folder", name=name)
     found = sorted(path.glob("*.gguf"))
-    hint = f"; name the file {found[0]}" if found else ""
-    raise UserError(f"{name} is not a model folder: it has no config.json{hint}")
+    raise UserError.of("name_file" if found else "no_config", name=name, found=found)
 
 
 def _below(name: str, path: Path, trust: Trust | None, base: str) -> Source:

@@ -48,17 +48,9 @@ def rounded(
             near, far = (side.float() for side in neighbours(part, dtype))
             share = (part - near) / (far - near)  # nan where fp16 has the value itself
             drawn.copy_(torch.where(share * 2 * HALF >= HALF - noise.float(), far, near))
-        if _odd(part, largest):
-            drawn.copy_(torch.where(part.abs() <= largest, drawn, part.to(dtype)))
+        # What is beyond the dtype, or no number, stays so.
+        drawn.copy_(torch.where(part.abs() <= largest, drawn, part.to(dtype)))
     return found.view(values.shape)
-
-
-def _odd(part: Tensor, largest: float) -> bool:
-    """Whether some of it is beyond `largest` or no number; a GPU is not waited for, and may be so."""
-    if part.device.type != "cpu":
-        return True
-    low, high = part.aminmax()  # nan if there is one
-    return not (-largest <= float(low) and float(high) <= largest)
 
 
 def neighbours(values: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:

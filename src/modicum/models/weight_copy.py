@@ -54,7 +54,7 @@ class FusedLinear:
 
     def __init__(self, layers: Sequence[Any]) -> None:
         self.layers = layers
-        self.bases: list[nn.Linear] = [*map(_base, layers)]
+        self.bases: list[nn.Linear] = [getattr(layer, "base_layer", layer) for layer in layers]
         self.adapters = [layer for layer in layers if hasattr(layer, "base_layer")]
         self.folds = self.bases[0].weight.dtype == torch.float32
         self.sizes = [base.out_features for base in self.bases]
@@ -170,7 +170,7 @@ class WeightCopy:
             elif id(layer) not in within:
                 parent, _, name = path.removesuffix(".base_layer").rpartition(".")
                 kind = next((of for of in TOGETHER if name in of), name)
-                base = _base(layer)
+                base = getattr(layer, "base_layer", layer)
                 key = (parent, kind, base.in_features, base.bias is None, base.weight.dtype)
                 groups.setdefault(key, {})[id(base)] = layer
         named = ((f"{parent} {kind}", of) for (parent, kind, *_), of in groups.items())
@@ -210,7 +210,3 @@ class WeightCopy:
         for name, product in self.products.items():
             for fault in product.faults():
                 raise RunStopped(f"agreement proof: the sampler's copy of {name}: {fault}")
-
-
-def _base(layer: Any) -> Any:
-    return getattr(layer, "base_layer", layer)

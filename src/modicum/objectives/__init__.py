@@ -208,8 +208,7 @@ class Ppo(Clipping):
         """The layer whose input is read, by the lowest that train now and ever; None: last states."""
         there = lowest_ever > 0 and splits
         if self.on == "trunk" and not there:
-            why = "may train all layers" if splits else "is run whole, by the library"
-            raise UserError(f"{self.name}: on='trunk' reads frozen layers, and this model {why}")
+            raise UserError.of("no_trunk" if splits else "run_whole", name=self.name)
         return lowest if there and self.on != "last" and not self.owns else None
 
     def credit(self, returns_N: Tensor, groups: Sequence[Group]) -> Tensor:

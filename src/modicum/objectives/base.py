@@ -23,8 +23,7 @@ Above = Annotated[float | None, Limits(0, MOST, above=True)]
 Dual = Annotated[float | None, Limits(1, MOST, above=True)]
 KlForm = Literal["k3", "k3_corrected", "k2", "k1_reward"]
 Cut = tuple[Tensor, Tensor]
-Sums = dict[str, Tensor]
-"""Sums over tokens, for the log."""
+Sums = dict[str, Tensor]  # sums over tokens, for the log
 
 
 class Tokens(Frozen):
@@ -71,8 +70,7 @@ class Objective(spec.Spec, ABC):
         if not self.kl and self.kl_form != type(self).kl_form:
             raise UserError(f"{self.name}: kl_form does nothing while kl is 0")
         if self.whole_rows and (self.kl_in_reward or self.entropy_share < 1):
-            words = "one ratio a completion takes one advantage, no kl_form='k1_reward' or entropy_share"
-            raise UserError(f"{self.name}: {words}")
+            raise UserError.of("whole_rows", name=self.name)
 
     @classmethod
     def kind(cls) -> tuple[object, ...]:

@@ -110,8 +110,7 @@ def parse(text: str, in_process: bool) -> Correction:
         return Uncorrected() if in_process else Token()
     found: Correction = spec.build("correction", text, CORRECTIONS)
     if in_process and found != Uncorrected():
-        why = "the sampler of this process agrees with the trainer to 1e-7: it would weigh noise"
-        raise UserError(f"correction {found}: {why}, and is for another --sampler")
+        raise UserError.of("in_process", correction=found)
     return found
 
 

@@ -21,10 +21,8 @@ class Team(Spec, AbstractContextManager["Team"], frozen=False):
     the same methods in the same order; what they tell each other is JSON."""
 
     name = "none"
-    several: ClassVar[bool] = False
-    """Whether processes share the groups of a step."""
-    in_pieces: ClassVar[bool] = False
-    """Whether each of them holds a piece of every master."""
+    several: ClassVar[bool] = False  # whether processes share the groups of a step
+    in_pieces: ClassVar[bool] = False  # whether each of them holds a piece of every master
     rank, size = 0, 1
     device = ""  # of this process; empty: what the run asks for
 

@@ -36,10 +36,7 @@ def together() -> Iterator[None]:
         raise
     except RuntimeError as error:
         rank, why = os.environ.get("RANK", "?"), f"{error}".splitlines()[0][:160]
-        raise RunStopped(
-            f"process {rank} ends, since another one of its run has ended, and says why, or hangs;"
-            f" --resume goes on from the last checkpoint if there is one ({why})"
-        ) from None
+        raise RunStopped.of("another_ended", rank=rank, why=why) from None
 
 
 class Ddp(Team, frozen=False):
@@ -50,10 +47,7 @@ class Ddp(Team, frozen=False):
     def join(self, device: str) -> Self:
         self.joined, kinds = not dist.is_initialized(), "gloo"  # whoever has joined parts
         if self.joined and "RANK" not in os.environ:
-            how = "torchrun --nproc-per-node 2 -m modicum train ..."
-            raise UserError(
-                f"parallel: {self} is for several processes, which torchrun starts: {how}"
-            )
+            raise UserError.of("several", team=self)
         place = choose_device(device)
         if place.type == "cuda":
             place = choose_device(f"cuda:{os.environ.get('LOCAL_RANK', 0)}")
@@ -93,9 +87,8 @@ class Ddp(Team, frozen=False):
             padded[: len(data)] = data
             parts = [torch.zeros_like(padded) for _ in sizes]
             dist.all_gather(parts, padded)
-        told = (
-            part[: int(size)].numpy().tobytes() for part, size in zip(parts, sizes, strict=True)
-        )
+        pairs = zip(parts, sizes, strict=True)
+        told = (part[: int(size)].numpy().tobytes() for part, size in pairs)
         return [row for text in told for row in json.loads(text)]
 
     @torch.no_grad()
@@ -118,10 +111,7 @@ class Ddp(Team, frozen=False):
         first, *others = self.lines([marks(held)])
         for number, found in enumerate(others, 1):
             if odd := sorted(n for n in first.keys() | found if first.get(n) != found.get(n)):
-                raise RunStopped(
-                    f"replica proof ({when}): {odd[0]} of process {number} is not that of process 0"
-                    f" ({len(odd)} such tensors)"
-                )
+                raise RunStopped.of("replica", when=when, odd=odd, number=number, count=len(odd))
         return f"; {len(first)} tensors are the same in all {self.size} processes"
 
 

@@ -28,19 +28,15 @@ class Fsdp(Zero, frozen=False):
         super().masters_fit(prepared)
         apart = {tensor for tensors in self.apart(prepared).values() for tensor in tensors}
         if prepared.adapter is not None or apart.isdisjoint(prepared.trainable.values()):
-            raise UserError(
-                "parallel: fsdp divides layers whose own matrices train, of an architecture that"
-                " engine split knows: none here; take zero or ddp (--quantise nf4 for what rests)"
-            )
+            raise UserError.of("fsdp_layers")
 
     def apart(self, prepared: Prepared) -> dict[nn.Module, list[nn.Parameter]]:
         decoder = view(prepared.model)
         layers = decoder.layers[max(0, prepared.lowest_layer) :] if decoder else []
         # Vectors are small; what rests in 4 bits is left as it is.
-        chosen = [
-            [p for p in m.parameters() if p.dim() > 1 and p.is_floating_point()] for m in layers
-        ]
-        return dict(zip(layers, chosen, strict=True))
+        return {
+            m: [p for p in m.parameters() if p.dim() > 1 and p.is_floating_point()] for m in layers
+        }
 
     def micro_batches(self, rows: Sequence[Row], size: int) -> list[list[Row]]:
         found = super().micro_batches(rows, size)

@@ -100,10 +100,7 @@ class Zero(Ddp, frozen=False):
         schedule, trainable = prepared.schedule, prepared.trainable
         whole = all(schedule.size(name, p) == p.numel() for name, p in trainable.items())
         if not (whole and prepared.rule.by_entry and schedule.piecewise):
-            why = "looks at whole tensors, trains entries or sends state away"
-            raise UserError(
-                f"parallel: {self} has masters in pieces, and this update {why}; take ddp"
-            )
+            raise UserError.of("pieces", team=self)
 
     def masters(self, prepared: Prepared, *given: Any) -> Masters:
         self.masters_fit(prepared)

@@ -77,8 +77,7 @@ def parse(text: str, device: str = "auto", dtype: str = "fp32") -> Machine:
         gpu = min(alike, key=lambda gpu: GPUS[gpu][0])
         has_bf16 = gpu not in KNOWN["no_bf16"]["cards"]
         return Machine(gpu, "cuda", round(GPUS[gpu][0] * GIB), RATES[gpu], count, has_bf16)
-    other = "its memory and rates ('24GB 100TFLOPS 600GB/s', 2x48GB), or this"
-    raise UserError(f"hardware {text!r} is not known; {nearest(name, GPUS)}, or {other}")
+    raise UserError.of("hardware", text=text, nearest=nearest(name, GPUS))
 
 
 def _forms(gpu: str) -> set[str]:

@@ -150,16 +150,12 @@ def lengths_of(
     config: TrainConfig, prompt: int | None = None, task: tasks.Task | None = None
 ) -> Lengths:
     """The task's prompts (or `prompt` tokens) and completions of `max_tokens`, the worst case."""
-    shortest, longest = (prompt, prompt) if prompt else prompt_tokens(config, task) or (0, 0)
-    if not longest or not shortest:
-        shortest, longest = PROMPT_TOKENS - 1, PROMPT_TOKENS
-    limit = config.sampling.max_tokens
-    return Lengths(shortest, longest, limit, limit)
+    ends = (prompt, prompt) if prompt else prompt_tokens(config, task)
+    known = ends if ends and all(ends) else (PROMPT_TOKENS - 1, PROMPT_TOKENS)
+    return Lengths(*known, config.sampling.max_tokens, config.sampling.max_tokens)
 
 
-def completion_tokens(
-    config: TrainConfig, task: tasks.Task | None = None, hub: bool = False
-) -> tuple[int, str]:
+def completion_tokens(config: TrainConfig, task: tasks.Task | None, hub: bool) -> tuple[int, str]:
     """The longest completion, by problems and positions (with `hub` fetched), and why that long."""
     if locate(config.model, config.trust, config.base).place == str(TINY):
         return TINY_TOKENS, "the shipped base writes less than 80 tokens"

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from modicum.serving import keeper
-from modicum.serving.client import Server, ServerGone, one_line
+from modicum.serving.client import KNOWN, Server, ServerGone, one_line
 from modicum.types import UserError
 
 MODULE = "vllm.entrypoints.openai.api_server"  # `vllm serve` does not know its CPU build's name
@@ -27,21 +27,7 @@ PYTHON = "MODICUM_VLLM_PYTHON"  # the interpreter, where none is given
 VISIBLE = "CUDA_VISIBLE_DEVICES"
 START_SECONDS = 900.0  # a large model is read, and its graphs are captured
 TRIES = 3  # a port that was free may be taken before the server has it
-RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # that vLLM makes room for
-DROPPED = (
-    *("PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV"),  # of this environment
-    *("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"),  # some settings exclude sleeping
-    *("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"),
-)
-"""Variables that the server does not inherit; the last are torchrun's, of other processes."""
-GIVEN = {
-    **{"VLLM_SERVER_DEV_MODE": "1", "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "True"},
-    **{"VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1"},
-}
-DEFAULTS = {"VLLM_CPU_OMP_THREADS_BIND": "nobind"}  # without a GPU it shares the cores with us
-FAULT = re.compile(
-    r"^(?!.*WARNING).*?(\b(?:\w+\.)*\w*(?:Error|Exception): .+(?:\n {2}\S.+)?)", re.M
-)
+FAULT = re.compile(r"(?m)^(?!.*WARNING).*?(\b(?:\w+\.)*\w*(?:Error|Exception): .+(?:\n {2}\S.+)?)")
 
 
 def free_port() -> int:
@@ -136,21 +122,17 @@ class ServerProcess:
         """vLLM's own arguments."""
         told = {
             **{"model": self.model, "served-model-name": self._name},
-            **{"host": "127.0.0.1", "port": port},
-            # The log-probs of the distribution that is drawn from; no other settings than ours.
-            **{"logprobs-mode": "processed_logprobs", "generation-config": "vllm"},
-            **{"dtype": self.dtype, "gpu-memory-utilization": self.memory},
+            **KNOWN["arguments"],
+            **{"port": port, "dtype": self.dtype, "gpu-memory-utilization": self.memory},
             **{"tensor-parallel-size": self.tensor_parallel, "max-model-len": self.max_length},
         }
         flags = ["--enable-scale-out"]
         if shutil.which("nvidia-smi") is None:
-            # Compiling takes minutes there, and a prompt that is run in parts ends vLLM 0.32 where
-            # requests have seeds ("CPU Generator does not use offset").
-            flags += ["--enforce-eager", "--no-enable-chunked-prefill"]
+            flags += KNOWN["without_gpu"]
         if self.sleep:
             flags.append("--enable-sleep-mode")
         if self.lora_rank:
-            room = next((rank for rank in RANKS if rank >= self.lora_rank), self.lora_rank)
+            room = next((rank for rank in KNOWN["ranks"] if rank >= self.lora_rank), self.lora_rank)
             told |= {"max-lora-rank": room, "max-loras": 2}  # the old one until the new one is in
             flags.append("--enable-lora")
         pairs = [text for key, value in told.items() for text in (f"--{key}", str(value))]
@@ -158,12 +140,13 @@ class ServerProcess:
 
     def _start(self, port: int) -> bool:
         """Start it and wait until it answers by its name; False if another program has its port."""
-        kept = {key: text for key, text in os.environ.items() if key not in DROPPED}
+        kept = {key: text for key, text in os.environ.items() if key not in KNOWN["dropped"]}
         seen = {} if self.gpu is None else {VISIBLE: gpus(self.gpu, self.tensor_parallel)}
         command = [sys.executable, "-I", keeper.__file__, str(os.getpid())]
         command += [interpreter(self.python), "-m", MODULE, *self.arguments(port)]
+        env = KNOWN["defaults"] | kept | KNOWN["given"] | seen
         how: dict[str, Any] = {"stdin": subprocess.DEVNULL, "stderr": subprocess.STDOUT}
-        how |= {"env": DEFAULTS | kept | GIVEN | seen, "start_new_session": True}
+        how |= {"env": env, "start_new_session": True}
         with self._log.open("ab") as output:
             began = output.tell()
             self.process = subprocess.Popen(command, stdout=output, **how)
@@ -174,8 +157,7 @@ class ServerProcess:
                 if self.server.alive() and self.server.about()["model"] == self._name:
                     return True
             if time.monotonic() > until:
-                limit = f"{self.start_seconds:g} s"
-                raise UserError(f"vLLM did not answer within {limit}; its log is {self._log}")
+                raise UserError.of("no_answer", seconds=self.start_seconds, log=self._log)
             time.sleep(0.2)
         text = self._log.read_bytes()[began:].decode(errors="replace")
         if "address already in use" in text.lower():

@@ -7,6 +7,7 @@ import multiprocessing
 import os
 import re
 import time
+import tomllib
 from collections.abc import Mapping, Sequence
 from contextlib import closing
 from functools import partial
@@ -18,7 +19,8 @@ from urllib.parse import urlsplit
 
 from modicum.types import Frozen, UserError
 
-KNOWN = (32, 34)
+KNOWN = tomllib.loads(Path(__file__).with_name("server.toml").read_text(encoding="utf-8"))
+VERSIONS = (32, 34)
 """Versions 0.N of vLLM: from, and before. 0.31 has no checksums, and does not say which weights drew."""
 FIRST = "default"  # the version that a server says before one was published
 AT_ONCE = 256  # requests on their way
@@ -26,11 +28,6 @@ CONNECT_SECONDS, LOOK_SECONDS = 10.0, 15.0  # the second: between looks at one t
 AGAIN_SECONDS = (0.2, 1.0)  # before what may be asked twice is asked again
 LEAST = -9999.0  # what vLLM says in place of a log-prob that is no number
 GENERATE, ADAPT = "/inference/v1/generate", "/v1/load_lora_adapter"
-NEEDS = {
-    GENERATE: "--enable-scale-out",
-    ADAPT: "--enable-lora, and VLLM_ALLOW_RUNTIME_LORA_UPDATING=True",
-}
-"""What a server lacks that does not have a path; of all others VLLM_SERVER_DEV_MODE."""
 
 
 class ServerGone(Exception):
@@ -55,8 +52,7 @@ class Server:
         if split.scheme not in ("http", "https") or not split.netloc:
             raise UserError(f"server {url!r}: not a URL such as http://127.0.0.1:8000")
         self.url, self.patience = url.rstrip("/"), patience
-        self.version = ""
-        """Of the weights that were published last; nothing before that."""
+        self.version = ""  # of the weights that were published last; nothing before that
         kind = HTTPSConnection if split.scheme == "https" else HTTPConnection
         self._connection = partial(kind, split.netloc)
         self._path = split.path.rstrip("/")
@@ -66,11 +62,8 @@ class Server:
         `version`. UserError where its version is not known, or its log-probs are of other settings."""
         release = self._told("/version", "version")
         number = re.match(r"0\.(\d+)\.", release)
-        if not number or not KNOWN[0] <= int(number[1]) < KNOWN[1]:
-            raise UserError(
-                f"{self.url} is vLLM {release}; known are those from 0.{KNOWN[0]}, before"
-                f" 0.{KNOWN[1]} (scripts/vllm_env.sh installs one)"
-            )
+        if not number or not VERSIONS[0] <= int(number[1]) < VERSIONS[1]:
+            raise UserError.of("vllm_version", url=self.url, release=release, known=VERSIONS)
         card = self._told("/v1/models", "data")[0]  # adapters come after it
         config = self._told("/server_info?config_format=json", "vllm_config")["model_config"]
         if config.get("logprobs_mode") != "processed_logprobs":
@@ -131,10 +124,7 @@ class Server:
         if self.version and found != self.version:
             if found == FIRST:
                 raise ServerGone(f"{self.url} was started again, and has its first weights")
-            raise UserError(
-                f"{self.url} has weights of version {found} where {self.version} was published:"
-                " another program publishes there"
-            )
+            raise UserError.of("other_publisher", url=self.url, found=found, version=self.version)
         self._ask("/pause?mode=wait", {})
         try:
             self._label(f"part of {version}")
@@ -170,8 +160,7 @@ class Server:
         try:
             return json.loads(text)[key]
         except (ValueError, KeyError, TypeError):
-            why = f"does not answer as vLLM does: {one_line(text)}"
-            raise UserError(f"{self.url}{path} {why}") from None
+            raise UserError.of("no_vllm", at=f"{self.url}{path}", text=one_line(text)) from None
 
     def _ask(self, path: str, body: Mapping[str, Any] | None = None) -> str:
         """The text of the answer to a GET, or to a POST of `body`."""
@@ -194,7 +183,7 @@ class Server:
         if status >= 500 and not self.alive():
             raise ServerGone(f"{where}: {why}")
         if status == 404 and why == "Not Found":
-            need = NEEDS.get(path, "VLLM_SERVER_DEV_MODE=1")
+            need = KNOWN["needs"].get(path, "VLLM_SERVER_DEV_MODE=1")
             raise UserError(f"{self.url} has no {path}: it must be started with {need}")
         raise UserError(f"{where}: {why}")
 

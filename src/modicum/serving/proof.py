@@ -38,10 +38,7 @@ def require_versions(found: Iterable[tuple[str, ...]], version: str, where: str)
     odd = {versions for versions in found if versions != (version,)}
     if odd:
         said = ", ".join(min(odd)) or "no version"
-        raise ServerStopped(
-            f"{where} draws from weights of version {said} and not {version}: it is stale, was restarted,"
-            " or another run sends weights to it"
-        )
+        raise ServerStopped.of("stale_server", where=where, said=said, version=version)
 
 
 def compare(theirs: Mapping[str, str], ours: Mapping[str, Tensor], where: str) -> str:
@@ -63,9 +60,8 @@ def compare(theirs: Mapping[str, str], ours: Mapping[str, Tensor], where: str) -
         else:
             odd.append(name)
     if odd:
-        raise ServerStopped(
-            f"{where} does not hold the policy's weights: {len(odd)} of {equal + len(odd)} tensors differ"
-            f" ({min(odd)}); it is half synced, was restarted, or serves another base or dtype"
+        raise ServerStopped.of(
+            "other_weights", at=where, n=len(odd), of=equal + len(odd), odd=min(odd)
         )
     if not equal:
         raise ServerStopped(f"{where} holds no tensor that could be compared with the policy's")

@@ -22,7 +22,7 @@ from modicum.models.four_bit import numbers, packed, unpack
 from modicum.models.identity import marks
 from modicum.models.load import inner
 from modicum.models.weight_copy import TOGETHER
-from modicum.serving.child import RANKS
+from modicum.serving.client import KNOWN
 from modicum.updates.adapter import Adapter
 from modicum.updates.base import Prepared
 from modicum.updates.layout import WORDS
@@ -114,14 +114,13 @@ class Publisher:
             for path, (block, name) in blocks.items()
             if name and name not in PLAIN and any(p.dim() > 1 for p in self._held(path))
         }
-        self.units: dict[str, str] = {}
-        """What a server may fill as one tensor, by module."""
+        self.units: dict[str, str] = {}  # what a server may fill as one tensor, by module
         for path, (block, name) in blocks.items():
             kind = next((of[0] for of in TOGETHER if name in of), name)
             self.units[path] = block if block in odd else f"{block}.{kind}"
         pairs = [self._factors(path) for path in self.layers if path.endswith(ADAPTED)]
         ranks = [len(pair[0]) for pair in pairs if pair is not None]
-        fits = len(ranks) == len(self.layers) and max(ranks, default=0) <= RANKS[-1]
+        fits = len(ranks) == len(self.layers) and max(ranks, default=0) <= KNOWN["ranks"][-1]
         self.rank = max(ranks, default=0) if fits else 0
         """Of the adapter that a server is sent; 0: it has none, and gets what is merged."""
         self.sent: dict[str, str] = {}

@@ -80,10 +80,7 @@ def _restore_policy(session: Session, folder: Path, path: Path, state: dict[str,
         state["drawn"] = {name: int(step) for name, step in state["drawn"].items()}
     session.optimization.load(tensors, state, folder)
     if state["start"] != session.proof.at_start:
-        raise UserError(
-            f"checkpoint {folder}: what {session.config.update} makes of the base to begin with, and"
-            " does not train, is not what it was; another device or library may round otherwise"
-        )
+        raise UserError.of("other_start", folder=folder, update=session.config.update)
     with _readable(folder, f"the schedule of {session.config.update}"):
         session.prepared.schedule.load(state["schedule"], below("schedule/", tensors))
     session.policy.follow(session.prepared)
@@ -98,10 +95,7 @@ def _readable(folder: Path, what: str) -> Iterator[None]:
     try:
         yield
     except (LookupError, TypeError, ValueError, AttributeError) as error:
-        raise UserError(
-            f"checkpoint {folder} is damaged: what {what} kept cannot be read"
-            f" ({type(error).__name__} {error})"
-        ) from None
+        raise UserError.of("damaged_state", folder=folder, what=what, error=error) from None
 
 
 def reload(
@@ -109,7 +103,7 @@ def reload(
     config: TrainConfig | None = None,
     parts: RunParts | None = None,
     at: Path | None = None,
-    look: Callable[[Session], None] | None = None,
+    look: Callable[[Session], None] = lambda session: None,
 ) -> Session:
     """The trained policy of a run: the base with the newest checkpoint's values, or those `at` one.
 
@@ -134,8 +128,7 @@ def reload(
     known = state, f"checkpoint {at} was trained on", config.model
     placeholders = replace(config, **others, curriculum="uniform")
     session = prepare(placeholders, update, lambda found: found.require(*known))
-    if look is not None:
-        look(session)
+    look(session)
     _restore_policy(session, at, tensors, state)
     session.config = config
     return session

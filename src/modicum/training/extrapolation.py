@@ -80,6 +80,5 @@ def _stored(path: Path, start: Theta) -> Theta:
         found = {n: held.get_tensor(f"value/{n}") for n in start if f"value/{n}" in there}
     other = [n for n, value in found.items() if value.shape != start[n].shape]
     if other or any(key.startswith("base/") for key in there):
-        why = "so that checkpoints hold other numbers, through which there is no line"
-        raise UserError(f"{path}: which entries train was chosen on the way, {why}")
+        raise UserError.of("entries_chosen", path=path)
     return start | found

@@ -2,7 +2,7 @@
 
 import tomllib
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -37,7 +37,7 @@ def look(
         config = kept(config, past_config(folder))
         changes, _ = _changes(folder, config)
         if (folder / "result.json").exists() and not LENGTH & changes.keys():
-            raise _finished(folder)
+            raise UserError.of("finished", folder=folder)
     elif found:
         runs.check_new(folder, overwrite)
     return config
@@ -52,23 +52,20 @@ def begin(
     `note` is told what is not as it was. Raises UserError where a folder holds something else,
     or a run with other settings, or another process writes it."""
     team = session.parallel
-    if not team.first:
-        team.lines([])  # the first process has the folder
-        run = runs.Run(folder, writes=False)
-        yield _resumed(session, run, note) if resume else (run, 0)
-        return
-    disk.check_free(folder)  # who writes it is said first, and a folder of others gets no lock
-    if resume:
-        runs.open_run(folder)
-    else:
-        runs.check_new(folder, overwrite)
-        runs.make_folder(folder)
-    with disk.held(folder):
-        run = runs.open_run(folder) if resume else None
-        if run is None:
+    if team.first:
+        disk.check_free(folder)  # who writes it is said first, and a folder of others gets no lock
+        if resume:
+            runs.open_run(folder)
+        else:
+            runs.check_new(folder, overwrite)
+            runs.make_folder(folder)
+    with disk.held(folder) if team.first else nullcontext():
+        if team.first and not resume:
             run = runs.Run.create(folder, to_toml(session.config), overwrite)
             run.write(ENVIRONMENT, origin.record(session, folder))
-        team.lines([])
+        else:
+            run = runs.open_run(folder) if team.first else runs.Run(folder, writes=False)
+        team.lines([])  # the first process has the folder
         yield _resumed(session, run, note) if resume else (run, 0)
 
 
@@ -97,8 +94,7 @@ def _resumed(session: Session, run: runs.Run, note: Note) -> tuple[runs.Run, int
     folder, config = run.folder, session.config
     changes, digits = _changes(folder, config)
     if LENGTH & changes.keys() and (why := _follows(session)):
-        other = f"{folder} was begun with other settings {_told(changes)}"
-        raise UserError(f"{other}; its length cannot change, since {why}")
+        raise UserError.of("length_follows", folder=folder, changes=_told(changes), why=why)
     finished, saved = (folder / "result.json").exists(), runs.checkpoints(folder)
     if finished and not saved:
         raise UserError(f"{folder} holds a finished run without checkpoints; nothing can go on")
@@ -109,7 +105,8 @@ def _resumed(session: Session, run: runs.Run, note: Note) -> tuple[runs.Run, int
     steps, evaluations = (runs.read_lines(path, optional=True) for path in logged)
     session.stop.replay(steps, evaluations, first)
     if finished and session.ended(first):
-        raise _finished(folder, session.stop.reason)
+        why = session.stop.reason
+        raise UserError.of("stopped" if why else "finished", folder=folder, why=why)
     session.parallel.lines([])  # all have read what is now written
     if run.writes:
         run.cut(first, session.ended(first))
@@ -168,16 +165,8 @@ def _changes(folder: Path, config: TrainConfig) -> tuple[Changes, bool]:
     other = {name: both for name, both in changes.items() if name in stay}
     if other:
         may = ", ".join(name for name, _, _ in settings(now) if name not in stay)
-        begun = f"{folder} was begun with other settings {_told(other)}"
-        raise UserError(f"{begun}; it cannot go on with these. What may change: {may}")
+        raise UserError.of("settings_stay", folder=folder, changes=_told(other), may=may)
     return changes, any(kind == "digits" for kind, _, _ in found.values())
-
-
-def _finished(folder: Path, stopped: str = "") -> UserError:
-    why = f", which stopped since {stopped}" if stopped else ""
-    more = "--stop-when never and --patience 0" if stopped else "more --steps"
-    ways = f"--overwrite starts anew, {more} go on with it"
-    return UserError(f"{folder} holds a finished run{why}; {ways}")
 
 
 def _listed(changes: Changes, which: int) -> str:
@@ -209,10 +198,7 @@ def sizes_kept(session: Session, run: runs.Run, note: Note, step: int) -> Iterat
         yield
     except (RuntimeError, MemoryError) as error:
         machine.require_out_of_memory(error)
-        where = "where no smaller batch helps (the optimizer's step or a check)"
-        less = "another --update or --dtype bf16 takes less, as modicum plan shows"
-        more = "if other programs hold some, --resume goes on from the last checkpoint"
-        raise UserError(f"memory ran out {where}: {less}; {more}") from None
+        raise UserError.of("no_smaller_batch") from None
     rollouts = getattr(session.policy.sampler, "rollout_batch", before.rollout_batch)
     if rollouts < before.rollout_batch:
         session.resize(rollout_batch=rollouts)

@@ -28,6 +28,7 @@ from modicum.training.step import make_batch, within_memory
 from modicum.types import Batch, Group, Row, Weights
 
 T = TypeVar("T")
+Work = Callable[[Sequence[Any]], T]  # of what is in a micro-batch
 
 
 def batch_of(
@@ -180,10 +181,7 @@ def _rows(groups: Sequence[Group], kept: Sequence[int], taken: Taken) -> dict[tu
 
 @torch.no_grad()
 def _heard(
-    session: Session,
-    rows: Sequence[Row],
-    hear: Callable[[Sequence[Any]], Tensor],
-    held: Sequence[Any] | None = None,
+    session: Session, rows: Sequence[Row], hear: Work[Tensor], held: Sequence[Any] | None = None
 ) -> list[tuple[float, ...]]:
     """What `hear` gives for the tokens of each row, or what is `held` of it, where its group is."""
     team, mine = session.parallel, session.parallel.mine(rows)
@@ -194,10 +192,7 @@ def _heard(
 
 
 def _each(
-    session: Session,
-    items: Sequence[Any],
-    work: Callable[[Sequence[Any]], T],
-    undo: Callable[[], None] = lambda: None,
+    session: Session, items: Sequence[Any], work: Work[T], undo: Callable[[], None] = lambda: None
 ) -> list[T]:
     """What `work` gives for the items of every micro-batch, anew where memory runs out."""
 

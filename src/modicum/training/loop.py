@@ -111,9 +111,8 @@ def train(
             with told as tracker:
                 run.listeners["metrics.jsonl"] = [tracker.step, tell]
                 run.listeners["evaluations.jsonl"] = [tracker.evaluated, tell]
-                steps, evaluated, proof = _train(session, run, first, observer, base, interrupts)
-                ended = run, evaluated, proof, steps, start_memory, note
-                found = team.told(lambda: log.make_result(session, *ended))
+                ended = run, *_train(session, run, first, observer, base, interrupts)
+                found = team.told(lambda: log.make_result(session, *ended, start_memory, note))
                 tracker.finish(found)
             run.write("result.json", found)
         return found
@@ -126,8 +125,8 @@ def _train(
     observer: Observer,
     base: Evaluation | None,
     interrupts: machine.Interrupts,
-) -> tuple[int, dict[str, Any], str]:
-    """The run from step `first` to its end: its steps, its evaluations, the change proof."""
+) -> tuple[dict[str, Any], str]:
+    """The run from step `first` to its end: its evaluations, the change proof."""
     observer.begin(session, first)
     for text in notes(session):
         observer.note(text)
@@ -169,7 +168,7 @@ def _train(
         evaluated["trained"] = _evaluate(session, run, observer, "trained", done - 1, None)
     elif session.config.records.anatomy:
         observer.note("all but the anatomy is done; --resume --no-anatomy ends without it")
-    return done, evaluated, proof
+    return evaluated, proof
 
 
 def _evaluate(

@@ -7,7 +7,7 @@ says that the run is finished, so it comes last and once: a run that is killed b
 do again."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
@@ -18,6 +18,7 @@ from modicum.models.load import load
 from modicum.objectives.parts import has_signal
 from modicum.plan.shapes import rested
 from modicum.rewards import StepExtras
+from modicum.tracking import Note
 from modicum.training.rollout import Rollout, untrained
 from modicum.training.session import Session
 from modicum.types import FolderError, UserError
@@ -25,6 +26,7 @@ from modicum.types import FolderError, UserError
 KEPT = {"reward": "reward/mean", "accuracy": "reward/accuracy"}
 KEPT |= {"length": "completions/length_mean", "truncated": "completions/truncated"}
 """What is also logged of the groups that are trained."""
+MEANS = {"kl": "kl", "entropy": "entropy", "clip_fraction": "clipped", "ratio_error": "ratio_error"}
 SAMPLES = "samples.jsonl"
 THIN = 10  # once the file is large, of so many steps that are due one is written
 SETTINGS = ("update", "model", "task", "reward", "objective", "seed")
@@ -73,14 +75,8 @@ def kept_metrics(rollout: Rollout) -> dict[str, float]:
 
 def training_metrics(sums: Mapping[str, float]) -> dict[str, float]:
     """Metrics of the last update: sums over tokens become means."""
-    tokens = sums["tokens"]
-    return {
-        "policy/loss": sums["loss"],
-        "policy/kl": sums["kl"] / tokens,
-        "policy/entropy": sums["entropy"] / tokens,
-        "policy/clip_fraction": sums["clipped"] / tokens,
-        "policy/ratio_error": sums["ratio_error"] / tokens,
-    }
+    found = {f"policy/{name}": sums[key] / sums["tokens"] for name, key in MEANS.items()}
+    return {"policy/loss": sums["loss"], **found}
 
 
 def run_metrics(
@@ -143,20 +139,15 @@ def _known(value: float) -> float | None:
 
 
 def make_result(
-    session: Session,
-    run: runs.Run,
-    evaluated: dict[str, Any],
-    proof: str,
-    steps: int,
-    start_memory: int,
-    note: Callable[[str], None],
+    session: Session, run: runs.Run, evaluated: dict[str, Any], proof: str, memory: int, note: Note
 ) -> dict[str, Any]:
-    """What `result.json` will hold; writes `anatomy.json`. The session is spent afterwards."""
+    """What `result.json` will hold; writes `anatomy.json`. The session is spent afterwards. `memory`
+    is what the process held before."""
     config, counters = session.config, session.counters
     proofs = session.agreement.report(), session.policy.sampler.proven
     found = {
         **{name: getattr(config, name) for name in SETTINGS},
-        "steps": steps,
+        "steps": counters.rollouts,
         "stopped": session.stop.reason,
         "base": evaluated["base"] or None,
         "trained": evaluated["trained"] or None,
@@ -168,12 +159,12 @@ def make_result(
         **{name: getattr(counters, name) for name in (*COUNTED, "agreement_max")},
         "seconds": counters.trained_seconds,
         "peak_memory_bytes": machine.peak_bytes(),
-        "start_memory_bytes": start_memory,
+        "start_memory_bytes": memory,
         "skipped_steps": counters.skipped,
         "change_proof": proof,
         "agreement_proof": "; ".join(filter(None, proofs)),
         "base_hash": session.identity.hashes["base_hash"],
-        "nothing_trained": untrained(session, steps),
+        "nothing_trained": untrained(session),
     }
     if config.records.anatomy:
         try:
@@ -186,7 +177,7 @@ def make_result(
     return found
 
 
-def _anatomy(session: Session, run: runs.Run, note: Callable[[str], None]) -> dict[str, Any]:
+def _anatomy(session: Session, run: runs.Run, note: Note) -> dict[str, Any]:
     """Compare the policy with the base, loaded again; the parts to `anatomy.json`."""
     config, rank = session.config, getattr(session.prepared.adapter, "rank", None)
     # On the CPU, since merging makes the model fp32 and the base comes on top.

@@ -72,11 +72,7 @@ def sample(name: str, size: int) -> np.ndarray:
 class Optimization(Stepper):
     """Moves what trains by its gradients."""
 
-    not_finite: ClassVar[str] = (
-        "the loss ({loss:g}) or its gradient ({norm:g}) was not finite for {count} steps in a"
-        " row; a smaller learning rate, fp32 or a KL term may help. Skipped steps changed"
-        " nothing and the last checkpoint is good"
-    )
+    not_finite: ClassVar[str] = "loss_not_finite"
 
     def __init__(
         self,
@@ -94,8 +90,7 @@ class Optimization(Stepper):
         self.arrival = Arrival(prepared.trainable)
         self.told = False
         proof = ChangeProof(prepared, masters)
-        counters = StepCounters() if counters is None else counters
-        super().__init__(prepared, masters, proof, counters, settings.max_grad_norm)
+        super().__init__(proof, counters or StepCounters(), settings.max_grad_norm)
         self.attach(prepared.rule.make([{**self._trained(), "lr": 0.0}], settings))
 
     def step(self, loss: float, rate: float, has_signal: bool = True) -> float:
@@ -121,12 +116,9 @@ class Optimization(Stepper):
 
     def state_bytes(self) -> int:
         """Bytes of the optimizer's state where the model is, step counters left out."""
-        return sum(
-            value.numel() * value.element_size()
-            for state in self.optimizer.state.values()
-            for value in state.values()
-            if isinstance(value, Tensor) and value.dim() > 0
-        )
+        held = [value for state in self.optimizer.state.values() for value in state.values()]
+        tables = [value for value in held if isinstance(value, Tensor) and value.dim() > 0]
+        return sum(table.numel() * table.element_size() for table in tables)
 
     def _change(self, decision: Decision) -> None:
         super()._change(decision)

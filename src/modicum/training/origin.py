@@ -84,9 +84,7 @@ def spare_base(config: TrainConfig, folder: Path) -> None:
     held += [Path(config.init_adapter)] if config.init_adapter else []
     for place in [*held, *([source.adapter] if source.adapter else [])]:
         if folder.resolve() in (place.resolve(), *place.resolve().parents):
-            raise UserError(
-                f"{folder} holds {place}, the base of this run; --overwrite would lose it"
-            )
+            raise UserError.of("base_inside", folder=folder, place=place)
 
 
 def notes(session: Session, folder: Path) -> list[str]:

@@ -25,6 +25,7 @@ from modicum.config import TrainConfig
 from modicum.draws import Taken
 from modicum.objectives.parts import Counts
 from modicum.plan.hardware import this
+from modicum.plan.shapes import config_of
 from modicum.report.words import aligned, filled
 from modicum.training import rate as rates
 from modicum.training.hearing import batch_of, corrected
@@ -80,9 +81,7 @@ def probe(config: TrainConfig, updates: Sequence[str], say: Callable[[str], None
     taken = Taken(cut=config.batch.cut)
     batch = batch_of(session, groups, rewards_PG, taken)
     if len({group % 2 for group in batch.signal}) < 2:
-        has = f"{len(batch.signal) or 'none'} has a signal (rewards that differ)"
-        need = "both halves of the problems need one; modicum doctor says why"
-        raise UserError(f"of {len(groups)} groups {has}, and {need}")
+        raise UserError.of("few_signals", groups=len(groups), signals=len(batch.signal) or "none")
     say(f"{len(groups)} problems sampled, {len(batch.signal)} groups with a signal")
     found = []
     for number, update in enumerate(updates):
@@ -90,7 +89,9 @@ def probe(config: TrainConfig, updates: Sequence[str], say: Callable[[str], None
             session = prepare(replace(config, update=update))
         switch(session)
         tried, gain_P = _tried(session, groups, batch)
-        found.append((update, tried, gain_P, *_costs(session)))
+        now, trained = session.config, session.active_parameters / session.total_parameters
+        cost = plan.make(now, this(now.compute.device, now.compute.dtype), advise=False)
+        found.append((update, tried, gain_P, trained, cost))
         say(f"{update}: rate {tried[0]['0.01']:.2g}")
         del session
     best = max(found, key=lambda entry: entry[2].mean())
@@ -159,29 +160,21 @@ def _weights(session: Session, rows: Sequence[Row], batch: Batch) -> tuple[Tenso
     return (session.objective.weights(lengths_R, counts) * advantage_N).double(), groups
 
 
-def _costs(session: Session) -> tuple[float, int, float | None]:
-    config = session.config
-    made = plan.make(config, this(config.compute.device, config.compute.dtype), advise=False)
-    trained = session.active_parameters / session.total_parameters
-    return trained, made.memory.peak.total, made.times.step if made.times else None
-
-
 def _probed(entry: Any, best: Any, draws: np.ndarray) -> ProbedUpdate:
-    update, tried, gain_P, trained, *costs = entry
+    update, tried, gain_P, trained, cost = entry
     low, high = np.quantile(gain_P[draws].mean(1), (0.025, 0.975))
     behind, verdict = None, "the most gain"
     if entry is not best:
         ends = np.quantile((best[2] - gain_P)[draws].mean(1), (0.025, 0.975))
         behind = float(ends[0]), float(ends[1])
         verdict = "below the best" if ends[0] > 0 else "level with the best"
+    costs = cost.memory.peak.total, cost.times and cost.times.step
     given: Any = (trained, *tried, float(low), float(high), behind, *costs, verdict)
     return ProbedUpdate(update, *given)
 
 
 def usual(config: TrainConfig) -> list[str]:
     """What is probed unless it is said: the whole model, layers (eight at most), parts, LoRA."""
-    from modicum.plan.shapes import config_of
-
     count = config_of(config.model, config.trust, config.base).get_text_config().num_hidden_layers
     at = sorted({round(i * (count - 1) / 7) for i in range(8)}) if count > 8 else range(count)
     parts = [f"parts({name})" for name in ("attention", "mlp", "norm")]

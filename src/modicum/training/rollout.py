@@ -171,18 +171,17 @@ def silent(session: Session, rollout: Rollout) -> str:
     return f"{session.silence}. Nothing has been trained; else: {ways}"
 
 
-def untrained(session: Session, steps: int) -> str:
-    """Why a run of so many steps has trained nothing; empty: it has, or had no steps."""
+def untrained(session: Session) -> str:
+    """Why a run has trained nothing; empty: it has, or had no steps."""
     counters = session.counters
-    if not steps or (counters.signal_steps and counters.optimizer_steps > counters.skipped):
+    moved = counters.signal_steps and counters.optimizer_steps > counters.skipped
+    if moved or not counters.rollouts:
         return ""
     if counters.skipped:
         return "a loss or gradient was not finite: try a smaller learning rate, or fp32"
     if counters.signal_steps:
         return "the update had not begun to train: it takes more --steps"
-    if (
-        session.critic is not None
-        and session.critic.counters.rollouts <= session.critic.goal.warmup
-    ):
+    critic = session.critic
+    if critic is not None and critic.counters.rollouts <= critic.goal.warmup:
         return "the critic still warmed up: it takes more --steps, or a shorter warmup"
     return session.silence or "no group of any step had a signal"

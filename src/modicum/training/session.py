@@ -174,7 +174,7 @@ class Session:
 def prepare(
     config: TrainConfig,
     parts: RunParts | None = None,
-    check: Callable[[Identity], None] | None = None,
+    check: Callable[[Identity], None] = lambda found: None,
     team: Team | None = None,
 ) -> Session:
     """Load the model, apply the update, and build what the loop needs.
@@ -195,8 +195,7 @@ def prepare(
     order = _begin(curriculum, without(task, examples), reward, config)
     given = config.model, team.device or compute.device, compute.dtype, config.trust, config.base
     loaded = adapters.known(load(*given, rested(config, update)), config.init_adapter)
-    if check is not None:
-        check(loaded.identity)
+    check(loaded.identity)
     asked = [*whole(task, "train"), *held]
     sizes = Sizes(loaded.tokenizer, config.sampling, examples, loaded.model.config)
     short = sizes.settle(task, asked)
@@ -221,13 +220,11 @@ def prepare(
     begun = [(weight, term.begin(lambda of: opened(of, *known))) for weight, term in reward.terms]
     reward = rewards.Reward(tuple(begun))
     prepared.schedule.plan(config.steps * config.batch.updates_per_rollout)
-    counters = Counters()
-    if order.measured is not None:  # its tokens are the run's as well
-        counters.generated_tokens = order.measured.spent["tokens"]
-        counters.ledger["difficulty"] = order.measured.spent
-    for spent in [found for _, term in reward.terms if (found := term.report().get("spent"))]:
-        counters.generated_tokens += spent["tokens"]
-        counters.ledger["pairs"] = spent
+    # What measured difficulties and fitted rewards took is the run's as well.
+    spent = [("difficulty", order.measured.spent)] if order.measured is not None else []
+    reports = [term.report().get("spent") for _, term in reward.terms]
+    spent += [("pairs", found) for found in reports if found]
+    counters = Counters(generated_tokens=sum(of["tokens"] for _, of in spent), ledger=dict(spent))
     stochastic = compute.rounding == "stochastic"
     optimization = Optimization(prepared, config.optimizer, counters, config.seed, stochastic, team)
     chosen, made = (update, task, reward, objective, order), (policy, examples, prepared)
@@ -244,10 +241,7 @@ def _begin(
     """The order of a run; UserError where it cannot learn or has too few problems."""
     order = curriculum.begin(task, config.seed)
     if order.learns and "accuracy" not in [str(term) for _, term in reward.terms]:
-        raise UserError(
-            f"{config.curriculum} goes by what is right, so the reward needs the term accuracy, and"
-            f" {reward} has none"
-        )
+        raise UserError.of("needs_accuracy", curriculum=config.curriculum, reward=reward)
     order.look(config.batch.prompts_per_step, config.steps)
     return order
 

@@ -12,7 +12,7 @@ Forward only: each stage takes what the one before it made; `loop.run_step` call
 
 Shapes: P problem, G member."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any, TypeVar
@@ -129,10 +129,7 @@ def score(
     for _, term in reward.terms:
         failed = [fault for fault in faults if fault.startswith(f"{term}: ")]
         if len(failed) == count:
-            raise RunStopped(
-                f"reward {failed[0]}, for all {count} completions of a step; once that is mended,"
-                " --resume goes on from the last checkpoint"
-            )
+            raise RunStopped.of("reward_failed", fault=failed[0], count=count)
     return scores, torch.tensor([[reward.total(s) for s in row] for row in scores])
 
 
@@ -206,9 +203,7 @@ def backward(
     def undo() -> None:
         # Others have been told of groups, or wait in a layer.
         if team.size > 1 and (by_group or team.apart(session.prepared)):
-            what = "group by group" if by_group else "with layers in pieces"
-            how = "where several processes cannot go back: a smaller --micro-batch takes less"
-            raise UserError(f"memory ran out in training {what}, {how}")
+            raise UserError.of("no_group_again" if by_group else "no_pieces_again")
         anew()
 
     work = partial(_backward, session, batch, references, heard)
@@ -232,11 +227,7 @@ def within_memory(
             machine.require_out_of_memory(error)
         rows = min(session.config.batch.micro_batch, rows)
         if rows == 1:
-            raise UserError(
-                "memory ran out in training with one completion in a micro-batch:"
-                " --checkpointing, shorter completions (--max-tokens) or another --update take"
-                " less; modicum plan shows what"
-            )
+            raise UserError.of("memory_in_training")
         undo()
         session.resize(micro_batch=rows // 2)
         machine.drop_caches()
@@ -251,7 +242,8 @@ def _backward(
     by_group = schedule.by_group and batch.has_signal
     who = session.policy, session.prepared, session.objective
     sums, total = Sums(loss=0.0, tokens=0.0), dict[str, Tensor]()
-    for group, part in _of_groups(batch) if by_group else [(-1, batch)]:
+    for group in dict.fromkeys(row.group for row in batch.rows) if by_group else (-1,):
+        part = replace(batch, rows=tuple(r for r in batch.rows if group in (-1, r.group)))
         for number, some in enumerate(session.parallel.micro_batches(part.rows, size)):
             known = references.get((group, number))
             told = (sums, known, heard, held.masters.scale.value)
@@ -272,11 +264,6 @@ def _backward(
     for name, grad in total.items():
         held.masters.held[name].tensor.grad = grad
     return read(sums)
-
-
-def _of_groups(batch: Batch) -> Iterator[tuple[int, Batch]]:
-    for number in dict.fromkeys(row.group for row in batch.rows):
-        yield number, replace(batch, rows=tuple(r for r in batch.rows if r.group == number))
 
 
 def optimizer_step(session: Session, loss: float, has_signal: bool = True) -> float:

@@ -51,8 +51,7 @@ class Ranks(Schedule):
         shares = self.update.warmup, self.update.tail
         warmup, tail = (s if isinstance(s, int) else int(s * total_steps) for s in shares)
         if warmup + tail >= total_steps:
-            left = f"leave none of the run's {total_steps} to allocate ranks in"
-            raise UserError(f"{self.update}: warmup and tail take {warmup + tail} steps and {left}")
+            raise UserError.of("no_ranks", by=self.update, taken=warmup + tail, steps=total_steps)
         self.config.total_step, self.config.tinit, self.config.tfinal = total_steps, warmup, tail
 
     @torch.no_grad()
@@ -139,8 +138,7 @@ class AdaLora(LowRank):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.init_rank <= self.rank:
-            least = f"above rank ({self.rank}), not {self.init_rank}"
-            raise UserError(f"adalora: init_rank must be {least}")
+            raise UserError.of("init_rank", update=self)
         shares = [share for share in (self.warmup, self.tail) if not isinstance(share, int)]
         if any(share >= 1 for share in shares):
             raise UserError(f"{self}: warmup and tail are shares below 1 or numbers of steps")

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from modicum.models.adapters import quiet
+from modicum.models.configs import KNOWN
 from modicum.models.linear import meanwhile
 from modicum.report.words import say
 from modicum.types import UserError
@@ -20,11 +21,6 @@ from modicum.updates.products import ADAPTER, Chain, Link, Trains
 from modicum.updates.schedule import Named, Schedule
 from modicum.updates.targets import linear_layers, unreached
 
-# What an adapter may have beside A and B, which training on knows nothing of.
-BESIDE = (
-    *("modules_to_save", "trainable_token_indices", "rank_pattern", "alpha_pattern"),
-    *("lora_bias", "layer_replication", "use_qalora", "use_bdlora", "lora_ga_config"),
-)
 PLAIN_STARTS = (True, False, "gaussian", "orthogonal", "eva")
 
 
@@ -130,8 +126,7 @@ class Adapter(Method):
         for name in found:
             layer = model.get_submodule(name)
             if not (self.turned or isinstance(layer, nn.Linear)):
-                which = f"a layer of the kind {type(layer).__name__} ({name}); lora fits"
-                raise UserError(f"{self}: PEFT puts no {self.name} into {which}")
+                raise UserError.of("odd_layer", update=self, kind=type(layer).__name__, name=name)
             self.check(name, layer)
         return found
 
@@ -169,8 +164,7 @@ class Adapter(Method):
             return self.go_on(model, where)
         targets, more = self.targets(model, where), self.parameters(model, where)
         if not targets and not more:
-            what = f"{where} selects" if where else f"{self}: this model has"
-            raise UserError(f"{what} no linear layer that an adapter could go into")
+            raise UserError.of("no_linear" if where else "no_linear_at_all", by=where or self)
         left = unreached(model, where, {*targets, *more}) if self.everywhere else ""
         config = self.config(targets, seed)
         if more:
@@ -191,28 +185,25 @@ class Adapter(Method):
         held, merge = model.peft_config[ADAPTER], f"the way round: {MERGE}"
         if (kind := held.peft_type.value) != "LORA":
             raise UserError(f"{self}: the model is a {kind} adapter, which cannot go on; {merge}")
-        beside = [name for name in BESIDE if getattr(held, name, None)]
+        beside = [name for name in KNOWN["beside"] if getattr(held, name, None)]
         beside += ["bias"] if held.bias != "none" else []
         beside += ["use_rslora and use_dora"] if held.use_rslora and held.use_dora else []
         if held.init_lora_weights not in PLAIN_STARTS:
             beside += [f"init_lora_weights = {held.init_lora_weights!r}"]
         if beside:
-            has = f"the adapter has {beside[0]}, with which it cannot go on"
-            raise UserError(f"{self}: {has}; {merge}")
+            raise UserError.of("beside", update=self, what=beside[0], merge=merge)
         asked = {"use_rslora": False, "use_dora": False, **self.settings([], 0)}
         same = all(getattr(held, name, None) == asked[name] for name in asked)
         experts = getattr(self, "experts", False) == bool(held.target_parameters)
         if not (self.goes_on and same and experts):
             name = "dora" if held.use_dora else "rslora" if held.use_rslora else "lora"
             more = ", experts=True" if held.target_parameters else ""
-            there = f"{name}(rank={held.r}, alpha={held.lora_alpha}{more})"
-            raise UserError(f"{self} is not the adapter of the model, which is {there}; {merge}")
+            raise UserError.of("unlike", update=self, name=name, held=held, more=more, merge=merge)
         base = model.get_base_model()
         wanted = {n for n in linear_layers(base, where) if ".lora_" not in n} if where else set()
         odd = wanted ^ {n for n, _ in base.named_modules() if n.endswith(".base_layer")}
         if where and odd:
-            why = "the adapter of the model lies elsewhere (first difference:"
-            first = f"{min(odd).removesuffix('.base_layer')}); leave @ out, it stays where it is"
-            raise UserError(f"{self} @ {where}: {why} {first}")
+            first = min(odd).removesuffix(".base_layer")
+            raise UserError.of("elsewhere", update=self, where=where, first=first)
         trainable = {n: p for n, p in model.named_parameters() if ".lora_" in n and self.trains(n)}
         return AdapterPrepared(model, trainable, self, given=True)

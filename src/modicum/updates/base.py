@@ -171,8 +171,7 @@ class Selection(Member):
         chosen = self.names(places)
         if not chosen:
             parts = sorted({part for place in places.places.values() for part in place.parts})
-            there = f"{places.num_layers} layers; parts: {', '.join(parts)}"
-            raise UserError(f"{self} selects nothing in this model ({there})")
+            raise UserError.of("nothing", update=self, layout=places, parts=", ".join(parts))
         return {name: p for name, p in model.named_parameters() if name in chosen}
 
     def __add__(self, other: object) -> "Union":

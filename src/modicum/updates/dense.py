@@ -94,8 +94,7 @@ class Every(Region):
 
     def chosen(self, layout: Layout) -> range:
         if self.offset >= layout.num_layers:
-            last = layout.num_layers - 1
-            raise UserError(f"{self}: there is no layer {self.offset}; they are 0 to {last}")
+            raise UserError.of("no_layer", by=self, layer=self.offset, last=layout.num_layers - 1)
         return range(self.offset, layout.num_layers, self.stride)
 
 
@@ -112,8 +111,7 @@ class Layers(Region):
             raise UserError("layers() needs the numbers of the layers, such as layers(2, 3)")
         pair = len(self.indices) == 2 and min(self._numbers, default=0) > 0
         if RANDOM in self.indices and not (pair and self.indices[0] == RANDOM):
-            drawn = "layers(random, 2) are two that the seed draws; it takes one number"
-            raise UserError(f"{self}: {drawn}")
+            raise UserError.of("random_layers", update=self)
 
     @property
     def _numbers(self) -> list[int]:
@@ -132,7 +130,7 @@ class Layers(Region):
         count = layout.num_layers
         assert RANDOM not in self.indices, f"{self} is not settled"
         if odd := [index for index in self._numbers if not -count <= index < count]:
-            raise UserError(f"{self}: there is no layer {odd[0]}; they are 0 to {count - 1}")
+            raise UserError.of("no_layer", by=self, layer=odd[0], last=count - 1)
         return {index % count for index in self._numbers}
 
 
@@ -180,6 +178,5 @@ class BitFit(Selection):
     def names(self, layout: Layout) -> set[str]:
         found = {name for name, place in layout.places.items() if "bias" in place.parts}
         if not found:
-            others = "parts(norm) trains as few numbers, lora(rank=1) not many more"
-            raise UserError(f"{self}: this model has no bias to train; {others}")
+            raise UserError.of("no_bias", update=self)
         return found

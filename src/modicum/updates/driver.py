@@ -25,16 +25,14 @@ class Driver:
 
     def __init__(self, prepared: Prepared, max_grad_norm: float = 0.0) -> None:
         if prepared.schedule.ever_by_group:
-            why = "and a loop from outside only has their sum; train it with modicum's own loop"
-            looks = "looks at the gradient of every group of completions by itself"
-            raise UserError(f"this update {looks}, {why}")
+            raise UserError.of("by_group")
         if max_grad_norm < 0:
             raise UserError(f"max_grad_norm must be at least 0, not {max_grad_norm}")
         self.prepared, self.held = prepared, InPlace()
         since = " since the callback was made, in its values or its dtype"
         self.kept = Proof(prepared, self.held, since)
         self.counters = StepCounters()
-        self.stepper = Stepper(prepared, self.held, self.kept, self.counters, max_grad_norm)
+        self.stepper = Stepper(self.kept, self.counters, max_grad_norm)
         self.steps = 0  # steps of the loop, those that moved nothing too
         self.decisions: list[dict[str, Any]] = []  # after how many steps, and on what evidence
         self._made: torch.optim.Optimizer | None = None
@@ -58,13 +56,9 @@ class Driver:
         there = {id(p) for group in bare.param_groups for p in group["params"]}
         missing = sorted(n for n, p in self.prepared.trainable.items() if id(p) not in there)
         if missing:
-            hint = "make the callback before the optimizer, and on one device or under DDP"
-            which = f"{missing[0]} ({len(missing)} such tensors)"
-            raise UserError(f"the optimizer does not hold {which}, which may train: {hint}")
+            raise UserError.of("not_held", first=missing[0], count=len(missing))
         if type(self.prepared.rule) is not AdamWRule and bare is not self._made:
-            make = "make it with driver.optimizer(learning_rate)"
-            give = "for a Trainer pass optimizers=(callback.driver.optimizer(learning_rate), None)"
-            raise UserError(f"this update has an optimizer of its own: {make}, and {give}")
+            raise UserError.of("own_optimizer")
         rate = max(float(group.get("initial_lr", group["lr"])) for group in bare.param_groups)
         if coarse := too_fine(self.prepared.trainable, rate):
             which = f"{coarse[0]} ({len(coarse)} such tensors)"
@@ -137,9 +131,7 @@ def free_the_bottom(model: nn.Module) -> None:
         run = getattr(module, "_gradient_checkpointing_func", None)
         options = getattr(run, "keywords", {})
         if getattr(module, "gradient_checkpointing", False) and options.get("use_reentrant", True):
-            give = "give gradient_checkpointing_kwargs={'use_reentrant': False}"
-            needs = "needs gradients through the frozen layers"
-            raise UserError(f"reentrant gradient checkpointing {needs}; {give}")
+            raise UserError.of("reentrant")
         if hasattr(type(module), "enable_input_require_grads"):
             module.disable_input_require_grads()  # type: ignore[operator]
             module.__dict__["enable_input_require_grads"] = lambda: None

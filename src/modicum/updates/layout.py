@@ -37,8 +37,7 @@ def layer_of(name: str) -> int | None:
 def layout(model: nn.Module) -> Layout:
     """The layout of a Hugging Face causal language model; UserError for an adapter on one."""
     if hasattr(model, "get_base_model"):
-        why = "the model is an adapter on its base, and a dense update would train below it"
-        raise UserError(f"{why}; lora and its kin train it on, and {MERGE}")
+        raise UserError.of("dense_on_adapter", merge=MERGE)
     inputs = model.get_input_embeddings().weight  # type: ignore[operator, union-attr]
     head = model.get_output_embeddings()  # type: ignore[operator]
     outputs = () if head is None else (head.weight, getattr(head, "bias", None))

@@ -104,9 +104,7 @@ class MatrixMember(OptimizerMember):
         size, named = prepared.schedule.size, prepared.trainable.items()
         if not any(self.treats(n, p.shape) and size(n, p) == p.numel() for n, p in named):
             smaller = "take a smaller rank or " * (self.rank > 1)
-            size = f"{self.rank} rows and columns, so it would be plain AdamW"
-            why = f"of what trains here no matrix of a layer has more than {size}"
-            raise UserError(f"{self}: {why}; {smaller}leave it out")
+            raise UserError.of("no_matrix", update=self, rank=self.rank, smaller=smaller)
 
 
 class MatrixAdamW(torch.optim.Optimizer):

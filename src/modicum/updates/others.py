@@ -56,12 +56,10 @@ class Ia3(Adapter):
         found = linear_layers(model, where)
         fused = [name for name in found if name.endswith(FUSED)]
         if fused:
-            why = f"keys and values are no layers of their own in this model ({fused[0]})"
-            raise UserError(f"ia3: {why}; ia3 @ parts(mlp) trains what it can")
+            raise UserError.of("fused_keys", layer=fused[0])
         kept = [name for name in found if name.endswith(OUTPUTS + INPUTS)]
         if found and not kept:
-            layers = ", ".join(OUTPUTS + INPUTS)
-            raise UserError(f"ia3 goes into {layers}, and {where or 'the model'} has none")
+            raise UserError.of("no_ia3", into=", ".join(OUTPUTS + INPUTS), of=where or "the model")
         return kept
 
     def settings(self, targets: list[str], seed: int) -> dict[str, Any]:
@@ -149,9 +147,8 @@ class Oft(Adapter):
         sizes: dict[str, Any] = {name: model.get_submodule(name).in_features for name in found}
         for name, size in sizes.items():
             if size % self.block_size:
-                why = f"{size} numbers, which blocks of {self.block_size} do not divide"
-                hint = f"divisors of {gcd(*sizes.values())} fit every layer here"
-                raise UserError(f"{self}: the input of {name} has {why}; {hint}")
+                common = gcd(*sizes.values())
+                raise UserError.of("blocks", update=self, name=name, size=size, common=common)
         return found
 
     def settings(self, targets: list[str], seed: int) -> dict[str, Any]:
@@ -177,9 +174,8 @@ class Shira(Adapter):
     def check(self, name: str, layer: Any) -> None:
         out, size = layer.weight.shape
         if self.rank * (out + size) > out * size:
-            most = f"rank is at most {out * size // (out + size)} there"
-            fewer = f"{out * size} entries, fewer than rank x ({out} + {size})"
-            raise UserError(f"{self}: {name} has {fewer}; {most}")
+            told = {"entries": out * size, "most": out * size // (out + size)}
+            raise UserError.of("few_entries", by=self, name=name, shape=(out, size), **told)
 
     def config(self, targets: list[str], seed: int) -> Any:
         config = super().config(targets, seed)

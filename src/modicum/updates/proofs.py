@@ -111,15 +111,13 @@ class Proof:
         for name in names:
             master, known = self.outside[name]
             if mark(master.at_start()) != known:
-                what = "has changed where it should not train"
-                raise RunStopped(f"change proof ({when}): {name} {what}")
+                raise RunStopped.of("changed_outside", when=when, name=name)
 
     def check(self, when: str, resting: bool = True) -> str:
         """A sentence that says what was proven; RunStopped when it does not hold."""
         for name, found in marks(self.prepared.frozen).items():
             if found != self.frozen[name]:
-                what = f"should be frozen and has changed{self.since}"
-                raise RunStopped(f"change proof ({when}): {name} {what}")
+                raise RunStopped.of("changed_frozen", when=when, name=name, since=self.since)
         if resting:
             self._check_resting(when, self.resting)
         self._check_outside(when, self.outside)
@@ -175,8 +173,7 @@ class ChangeProof(Proof):
         move = self.last.get(still[0], 0.0)
         went = f", though a step went {move:.2g} spacings" if move else ""
         why = ", the optimizer has passed it over" if move is None else went
-        what = f"{still[0]} trains and has not changed ({len(still)} such tensors)"
-        raise RunStopped(f"change proof ({when}): {what}{why}")
+        raise RunStopped.of("unchanged", when=when, name=still[0], count=len(still), why=why)
 
 
 def _buffers(prepared: Prepared) -> dict[str, Tensor]:

@@ -59,8 +59,7 @@ class Warmup(Schedule):
 
     def plan(self, total_steps: int) -> None:
         if 0 < total_steps <= self.steps:
-            why = f"a warmup of {self.steps} steps leaves none of {total_steps} to train in"
-            raise UserError(f"sparse: {why}; take a smaller warmup or more steps")
+            raise UserError.of("long_warmup", steps=self.steps, total=total_steps)
 
     @property
     def by_group(self) -> bool:  # type: ignore[override]
@@ -121,16 +120,12 @@ def past_values(folder: Path, model: nn.Module, wanted: Named) -> Callable[[str]
             name, shape = key.removeprefix(VALUE), tuple(file.get_slice(key).get_shape())
             here = tuple(own[name].shape) if name in own else "not"
             if shape != here:
-                what = f"{config.update} in {config.model}, and no whole tensors of this model"
-                why = f"{name} is {shape} there and {here} here; a dense run of it fits"
-                raise UserError(f"{folder} trained {what}: {why}")
+                raise UserError.of("shapes", at=folder, config=config, of=name, by=shape, here=here)
             there.add(name)
     if missing := sorted(wanted.keys() - there):
-        why = f"{len(missing)} tensors of this selection not (first: {missing[0]})"
-        raise UserError(f"{folder} trained {config.update}, and {why}; select what it trained")
+        raise UserError.of("untrained", at=folder, config=config, n=len(missing), first=missing[0])
     if not next(iter(own.values())).is_meta and weights_hash(model) != state.get("base_hash"):
-        was = f"its hash differs; that was {config.model} in {config.compute.dtype}"
-        raise UserError(f"{folder} was trained on another base model: {was}")
+        raise UserError.of("past_base", folder=folder, config=config)
 
     def value(name: str) -> Tensor:
         with safe_open(path, "pt", device=str(wanted[name].device)) as file:
@@ -150,11 +145,9 @@ class Sparse(Scheduled):
     def __post_init__(self) -> None:
         super().__post_init__()
         if not 0 < self.keep <= 1:
-            share = f"a share, above 0 and at most 1 (0.05 is 5 %), not {self.keep}"
-            raise UserError(f"sparse: keep is {share}")
+            raise UserError.of("keep", keep=self.keep)
         if (self.by == "run") != bool(self.run):
-            both = "by='run' and run='FOLDER' belong together"
-            raise UserError(f"sparse: {both}: the folder of a finished run")
+            raise UserError.of("by_run")
 
     def begins(self, model: nn.Module, chosen: Named, seed: int) -> Schedule:  # type: ignore[override]
         if self.by in ("fisher", "taylor"):

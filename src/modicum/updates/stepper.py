@@ -11,9 +11,8 @@ import torch
 from torch import Tensor
 
 from modicum.models.device import finish
-from modicum.models.precision import Masters, SparseMaster
+from modicum.models.precision import SparseMaster
 from modicum.types import RunStopped
-from modicum.updates.base import Prepared
 from modicum.updates.members import shrink
 from modicum.updates.proofs import Proof
 from modicum.updates.schedule import Decision
@@ -38,24 +37,15 @@ class StepCounters:
 class Stepper:
     """Takes steps: `attach` once, then `switch`, `before`, the optimizer's step, `after`."""
 
-    not_finite: ClassVar[str] = (
-        "the gradient ({norm:g}) was not finite for {count} steps in a row; skipped steps"
-        " changed nothing"
-    )
+    not_finite: ClassVar[str] = "not_finite"  # what is said where steps stay so
     optimizer: torch.optim.Optimizer
 
-    def __init__(
-        self,
-        prepared: Prepared,
-        masters: Masters,
-        proof: Proof,
-        counters: StepCounters,
-        max_grad_norm: float,
-    ) -> None:
-        self.prepared, self.masters, self.proof = prepared, masters, proof
+    def __init__(self, proof: Proof, counters: StepCounters, max_grad_norm: float) -> None:
+        """`proof` is of the update and of the masters that are stepped."""
+        self.prepared, self.masters, self.proof = proof.prepared, proof.masters, proof
         self.counters, self.max_grad_norm = counters, max_grad_norm
         self.max_skipped: float = MAX_SKIPPED
-        self.entries: dict[str, Tensor] = dict(prepared.schedule.entries)
+        self.entries: dict[str, Tensor] = dict(self.prepared.schedule.entries)
         self.parked: dict[str, dict[str, Any]] = {}  # optimizer state on the CPU, of what rests
         self.visited: set[str] = set()
         self.rebased: set[str] = set()  # those whose entries changed: the base does not give them
@@ -105,8 +95,7 @@ class Stepper:
         self.taken, self.shown = False, {}
         gradients = self.gradients()
         if not gradients:
-            why = "the loss does not depend on them"
-            raise RunStopped(f"no tensor that trains got a gradient: {why}")
+            raise RunStopped.of("no_gradient")
         norms, norm = self.masters.norms(gradients)
         if not (abs(loss) < float("inf") and norm < float("inf")):
             self.begin_anew()
@@ -117,7 +106,7 @@ class Stepper:
             counters.skipped_in_row += 1
             if counters.skipped_in_row >= self.max_skipped:
                 count = counters.skipped_in_row
-                raise RunStopped(self.not_finite.format(loss=loss, norm=norm, count=count))
+                raise RunStopped.of(self.not_finite, loss=loss, norm=norm, count=count)
             return norm
         counters.skipped_in_row, self.unshown = 0, None
         has_signal = norm > 0 if has_signal is None else has_signal

@@ -73,16 +73,13 @@ def rest(prepared: Prepared, update: Update, how: str) -> None:
 
     model = prepared.model
     if view(model) is None:
-        kind = model.config.model_type  # type: ignore[union-attr]
-        raise UserError(f"quantise: the architecture {kind!r} is not one that the engine knows")
+        raise UserError.of("quantise_kind", config=model.config)
     if getattr(prepared.adapter, "reads_base", False):
-        why = "begins with the base's weights or calculates with them, which would rest in 4 bits"
-        raise UserError(f"quantise: {update} {why}; lora only adds to what they give")
+        raise UserError.of("quantise_reads", update=update)
     inside = [(n, m) for n, m in model.named_modules() if layer_of(f"{n}.") is not None]
     linear = [(n, m) for n, m in inside if type(m) is nn.Linear and not n.endswith(f".{ADAPTER}")]
     trained = {id(p) for p in prepared.trainable.values()}
     found = [name for name, layer in linear if id(layer.weight) not in trained]
     if not found:
-        why = "may train every linear layer of the model, so that none rests"
-        raise UserError(f"quantise: {update} {why}; last(4), say, or an adapter leaves some")
+        raise UserError.of("quantise_all", update=update)
     put(model, {plain(name) for name in found}, how)

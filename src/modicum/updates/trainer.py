@@ -10,8 +10,6 @@ from modicum.types import UserError
 from modicum.updates.driver import Driver
 from modicum.updates.schedule import Schedule
 
-MOVES = "what trains changes with time in this update"
-
 
 class UpdateCallback(TrainerCallback):
     """Drives an update in a Trainer; `report()` is what was proven when training ended."""
@@ -38,10 +36,9 @@ class UpdateCallback(TrainerCallback):
             raise UserError("an update needs whole tensors, not shards: no DeepSpeed and no FSDP")
         changes = type(self.driver.prepared.schedule) is not Schedule
         if changes and state.global_step > 0:
-            why = "a Trainer's checkpoint does not hold its state: it cannot be resumed there"
-            raise UserError(f"{MOVES}, and {why}; modicum train can")
+            raise UserError.of("trainer_state")
         if changes and args.world_size > 1:
-            raise UserError(f"{MOVES}: one process only")
+            raise UserError.of("one_process")
         self.micro_batches, self.proven = 0, None
         self.driver.attach(optimizer, state.max_steps)
 
