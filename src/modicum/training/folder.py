@@ -154,9 +154,9 @@ def _changes(folder: Path, config: TrainConfig) -> tuple[Changes, bool]:
     both = zip(settings(past), settings(now), strict=True)
     found = {name: (kind, old, new) for (name, kind, old), (_, _, new) in both if old != new}
     found.pop("out", None)  # the folder may have been moved, or be named in another way now
-    _, *samplers = found.get(SAMPLER, ("", "local", "vllm"))
-    if len({text.partition("(")[0] for text in samplers}) == 1:
-        found[SAMPLER] = ("digits", *samplers)  # the same at other addresses, or with other memory
+    _, old, new = found.get(SAMPLER, ("", "local", "vllm"))
+    if old.partition("(")[0] == new.partition("(")[0]:
+        found[SAMPLER] = ("digits", old, new)  # the same at other addresses, or with other memory
     changes = {name: (old, new) for name, (_, old, new) in found.items()}
     stay = {name for name, kind, _ in settings(now) if kind == "fixed"}
     stay -= {name for name, (kind, *_) in found.items() if kind != "fixed"}
