@@ -7,8 +7,10 @@ A cell is a run of `modicum train --recipe addition` in a process of its own: wi
 `last(6)` or `lora(rank=8)`, a seed. Finished cells are kept in benchmarks/paired.json, and one that was stopped
 goes on in runs/paired, so the same command goes on with what is left. Of each: peak memory of the process,
 seconds of training, held-out accuracy of the base and of the policy. Compared problem by problem, seeds
-together: with the setting less without, with the 95 % interval. The base of NF4 is the rounded model; under
-vLLM the server draws in evaluations too, and its memory is not counted.
+together: with the setting less without, with the 95 % interval. The base of NF4 is the rounded model. A run's own
+evaluation draws four completions a problem, the same noise for every seed, so that its luck is shared by all of
+them, and under vLLM its noise is another: `again` are both policies once more, sixteen completions a problem of
+this process, the same noise for both (`modicum evaluate --sampler local`). The server's memory is not counted.
 """
 
 from __future__ import annotations
@@ -25,6 +27,7 @@ from typing import Any
 from modicum import machine
 from modicum.stats import paired_interval
 
+SAMPLES = 16
 HERE, FOLDER = Path(__file__).parent, Path("runs/paired")
 RATES = {"last(6)": "4e-5", "lora(rank=8)": "2e-4"}
 PLAIN = "bf16"
@@ -68,6 +71,16 @@ def cell(how: str, update: str, seed: int, options: argparse.Namespace) -> dict[
     }
 
 
+def again(row: dict[str, Any], options: argparse.Namespace) -> list[float]:
+    """What the policy of a cell comes to in more completions, drawn by this process."""
+    folder = FOLDER / f"{row['how']}-{row['update']}-{row['seed']}-{row['steps']}"
+    command = [sys.executable, "-m", "modicum", "evaluate", str(folder), "--json"]
+    command += ["--sampler", "local", "--dtype", "bf16", "--problems", str(options.problems)]
+    command += ["--samples", str(SAMPLES), "--seed", "7"]
+    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    return json.loads(done.stdout)["scores"]
+
+
 def compared(rows: Rows, how: str) -> list[dict[str, Any]]:
     """Of each update what the setting makes of memory, time and accuracy, over the seeds that both have."""
     found = []
@@ -82,7 +95,9 @@ def compared(rows: Rows, how: str) -> list[dict[str, Any]]:
         line: dict[str, Any] = {"how": how, "update": update, "seeds": seeds}
         for name in ("seconds", "peak_bytes"):
             line[name] = statistics.median(runs[1][s][name] / runs[0][s][name] for s in seeds)
-        for name in ("base", "trained"):
+        for name in ("base", "trained", "again"):
+            if not all(name in of[s] for of in runs for s in seeds):
+                continue
             both = [[score for s in seeds for score in of[s][name]] for of in runs]
             interval = paired_interval(both[1], both[0])
             line[name] = [*map(statistics.fmean, both), interval.low, interval.high]
@@ -106,18 +121,21 @@ def main() -> None:
         rows[row["how"], row["update"], row["seed"], row["steps"]] = row
     for seed, update, how in product(options.seeds, RATES, (PLAIN, options.how)):
         key = (how, update, seed, options.steps)
-        rows[key] = rows.get(key) or cell(how, update, seed, options)
+        row, twice = rows.get(key, {}), options.how == "vllm"
+        if not row or (twice and "again" not in row):
+            row = cell(how, update, seed, options)
+            row |= {"again": again(row, options)} if twice else {}
+        rows[key] = row
         lines = [line for of in HOW if of != PLAIN for line in compared(rows, of)]
         found = {"machine": machine.environment(), "rows": [*rows.values()], "compared": lines}
         out.write_text(json.dumps(found, indent=1) + "\n")
-    print(
-        f"| update | seeds | memory, of bf16 | seconds | base: bf16, {options.how}, difference | trained |"
-    )
-    print("|---|---|---|---|---|---|")
+    head = f"base: bf16, {options.how}, difference | trained | again |"
+    print(f"| update | seeds | memory, of bf16 | seconds | {head}")
+    print("|---|---|---|---|---|---|---|")
     for line in compared(rows, options.how):
         shares = (
             f"{a:.1%}, {b:.1%}, {b - a:+.1%} [{low:+.1%}, {high:+.1%}]"
-            for a, b, low, high in (line["base"], line["trained"])
+            for a, b, low, high in (line[n] for n in ("base", "trained", "again") if n in line)
         )
         sizes = f"{line['peak_bytes']:.2f} | {line['seconds']:.2f}"
         print(f"| `{line['update']}` | {len(line['seeds'])} | {sizes} | {' | '.join(shares)} |")
