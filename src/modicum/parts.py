@@ -177,8 +177,7 @@ def past_base(folder: Path, name: str) -> str:
     known = base_of(folder)
     if path.is_absolute() or (known.get("local") and known.get("model") == name):
         kind = "GGUF file" if path.suffix.lower() == ".gguf" else "model folder"
-        hint = "--model NEW says where it is now"
-        raise UserError(f"there is no {kind} {name}, the base of {folder}; {hint}")
+        raise UserError.of("base_gone", kind=kind, name=name, folder=folder)
     return name
 
 

@@ -135,11 +135,8 @@ def check_new(folder: Path, overwrite: bool) -> None:
     if not is_run(folder):
         raise UserError(f"{folder} is not empty and no run folder; --out takes another")
     if not overwrite:
-        state = "is not empty; --resume goes on with it, --overwrite starts anew"
-        if (folder / "result.json").exists():
-            state = "holds a finished run; --overwrite starts anew"
-            state += ", --resume with more --steps goes on with it"
-        raise UserError(f"{folder} {state}, --out takes another")
+        done = (folder / "result.json").exists()
+        raise UserError.of("holds_a_finished_run" if done else "holds_a_run", folder=folder)
 
 
 def is_run(folder: Path) -> bool:
@@ -171,8 +168,7 @@ def read_checkpoint(folder: Path) -> tuple[Path, dict[str, Any]]:
         raise UserError(f"checkpoint {folder} is damaged: {why}; {_other(folder)}")
     if written != FORMAT:
         age = "an older" if written == 1 else "another"
-        why = f"was written by {age} version of modicum (format {written}), this one reads {FORMAT}"
-        raise UserError(f"checkpoint {folder} {why}; use that version, or train anew")
+        raise UserError.of("format", folder=folder, age=age, written=written, known=FORMAT)
     return tensors, state
 
 

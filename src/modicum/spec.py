@@ -180,9 +180,7 @@ class _Builder(Frozen):
 
     def call(self, name: str, args: list[ast.expr], keywords: list[ast.keyword]) -> Any:
         if name == GIVEN:
-            was = "was an object in Python, which no expression gives again: go on in Python with"
-            hint = "the result of `train` or the same object, or begin anew with another"
-            raise UserError(f"{self.kind} {self.text} {was} {hint} {self.kind} (docs/python.md)")
+            raise UserError.of("was_an_object", kind=self.kind, text=self.text)
         if name not in self.members:
             raise UserError(f"unknown {self.kind} {name!r}; {nearest(name, self.members)}")
         cls = self.members[name]

@@ -36,11 +36,9 @@ def draw(task: Task, sampling: Sampling) -> Examples:
         if (answer := worked(task, problem, sampling.style)) is not None:
             found.setdefault(_key(problem.question), (problem.question, answer))
     if len(found) < sampling.examples:
-        shown = "problems with an answer that can be shown"
-        few = f"the train split of {task} has {len(found)} {shown}"
-        hint = "; the styles tags and boxed hold answers that are no numbers"
-        hint *= sampling.style in ("hashes", "none")
-        raise UserError(f"examples = {sampling.examples}: {few}{hint}")
+        told: Any = {"asked": sampling.examples, "task": task, "count": len(found)}
+        numbers = sampling.style in ("hashes", "none")
+        raise UserError.of("few_numbers_shown" if numbers else "few_shown", **told)
     return tuple(found.values())
 
 

@@ -104,8 +104,7 @@ class HubTask(FileTask):
                 named[name] = roles[0]
         told = list(named.values())
         if named.keys() - found.keys() or len(set(told)) < len(told) or not {"", "train"} & {*told}:
-            hint = "train= and test= name those to train on and to test on"
-            raise UserError(f"hub: {self.path} has the parts {', '.join(found)}; {hint}")
+            raise UserError.of("hub_parts", path=self.path, parts=", ".join(found))
         told_as = {name: roles_of(told)[role] for name, role in named.items()}
         where = {name: f"{self.path} {name}".strip() for name in named}
         return [RowPart(n or "rows", role, where[n], found[n]) for n, role in told_as.items()]
@@ -134,8 +133,7 @@ class GivenTask(DataTask):
             named["tune"] = named.pop("validation")
         if (wrong := [part for part in named if part not in FILES]) or not named:
             what = f"{type(problems).__name__} with {next(iter(wrong), 'nothing')!r}"
-            known = "a list of dicts, or {'train': [...], 'test': [...]}"
-            raise UserError(f"task: problems are {known}, not {what}")
+            raise UserError.of("no_problems", what=what)
         return cls.made({part: _rows(part, named[part]) for part in FILES if part in named})
 
     @classmethod

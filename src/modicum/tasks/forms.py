@@ -81,8 +81,7 @@ class Form(NamedTuple):
             golds = (gold if marked is None else marked for gold, marked in listed)
             return list(dict.fromkeys(golds)), ""
         if not _bare(text):
-            marks = r"(\boxed{...}, <answer>...</answer> or #### at its end)"
-            raise UserError(f"{record.where}: no answer is marked in {column!r} {marks}")
+            raise UserError.of("no_mark", where=record.where, column=column)
         return [text], ""
 
 
@@ -158,9 +157,8 @@ def _chat(record: Record, column: str, turns: Turns) -> tuple[str, str | None]:
     said = [_said(record, column, turn) for turn in some]
     spoken = [role for role, _ in said if role != "system"]
     if spoken not in (["user"], ["user", "assistant"]):
-        wanted = "one question and perhaps its answer, not the turns"
         found = ", ".join(spoken) or "of nobody"
-        raise UserError(f"{record.where}: {column!r} must be {wanted} {found}")
+        raise UserError.of("not_one_question", where=record.where, column=column, turns=found)
     if column == "prompt" and spoken[1:]:
         raise UserError(f"{record.where}: {column!r} ends in words of the assistant")
     question = "\n\n".join(text for role, text in said if role != "assistant")

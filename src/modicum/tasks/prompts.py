@@ -102,8 +102,7 @@ def arguments(tokenizer: Any, said: str) -> dict[str, Any]:
     if isinstance(held, dict):
         if (name or "default") not in held:
             what = f"no chat template {name!r}" if name else "several chat templates, no default"
-            known = f"--template-args chat_template=NAME takes one: {', '.join(sorted(held))}"
-            raise UserError(f"the tokenizer has {what}; {known}")
+            raise UserError.of("no_template", what=what, known=", ".join(sorted(held)))
         held = str(held[name or "default"])
     elif name is not None:
         raise UserError("template_args: the tokenizer has one chat template, which has no name")
@@ -166,14 +165,12 @@ def encode(
         ids.insert(0, begin)
     rows, last = getattr(tokenizer, "embedding_rows", None), max(ids)
     if rows is not None and last >= rows:
-        token = f"the token {tokenizer.convert_ids_to_tokens(last)!r} (number {last})"
-        has = f"the tokenizer has {len(tokenizer)} tokens, the model embeddings for {rows}"
-        hint = "take that token out of the tokenizer or the text, or give the model more rows"
-        raise UserError(f"{prompt} has {token}: {has}; {hint} (resize_token_embeddings)")
+        token, known = tokenizer.convert_ids_to_tokens(last), len(tokenizer)
+        said = {"prompt": prompt, "token": token, "number": last, "known": known}
+        raise UserError.of("token_without_row", **said, rows=rows)
     if len(ids) > (limit := sampling.max_prompt_tokens):
         shown = f" (with {len(examples)} worked examples)" if examples else ""
-        what = f"{len(ids)} tokens{shown}, more than max_prompt_tokens = {limit}"
-        raise UserError(f"{prompt} has {what}")
+        raise UserError.of("long_prompt", prompt=prompt, count=len(ids), shown=shown, limit=limit)
     return tuple(ids)
 
 
