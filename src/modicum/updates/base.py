@@ -6,12 +6,13 @@ train in the run."""
 
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
 from torch import Tensor, nn
 
 from modicum.models.adapters import merged
+from modicum.models.linear import meanwhile
 from modicum.report.words import say
 from modicum.types import UserError
 from modicum.updates.layout import Layout, depth, layout
@@ -34,14 +35,10 @@ class Swap:
     def swapped(self) -> Iterator[None]:
         """The copies are in the model, and the present values afterwards."""
         assert self.originals, "keep_reference was not called"
-        present = {name: p.data for name, p in self.tensors.items()}
-        for name, parameter in self.tensors.items():
-            parameter.data = self.originals[name]
-        try:
-            yield
-        finally:
+        with ExitStack() as stack:
             for name, parameter in self.tensors.items():
-                parameter.data = present[name]
+                stack.enter_context(meanwhile(parameter, data=self.originals[name]))
+            yield
 
 
 class Prepared:

@@ -65,15 +65,11 @@ def moments(shape: torch.Size | tuple[int, int], device: torch.device) -> Values
 
 
 class MatrixMember(OptimizerMember):
-    """AdamW but for matrices; members say what is kept of those and which way it leads."""
+    """AdamW but for matrices; members say with what those begin and which way it leads."""
 
     by_entry, on_host = False, ("step", "basis_made")
     rank: int  # a matrix with no more rows or columns gets AdamW
     others = 1.0  # the rate of what gets AdamW, over that of the matrices
-
-    @abstractmethod
-    def kept(self, rows: int, columns: int) -> int:
-        """How many numbers are kept of a matrix."""
 
     @abstractmethod
     def start(self, matrix: Tensor) -> Values:
@@ -92,9 +88,14 @@ class MatrixMember(OptimizerMember):
     def make(self, groups: Groups, settings: Optimizer) -> torch.optim.Optimizer:
         return MatrixAdamW(groups, settings, self)
 
+    def first(self, name: str, tensor: Tensor) -> Values:
+        """The state of a tensor before its first step."""
+        treated = self.treats(name, tensor.shape)
+        return self.start(tensor) if treated else moments(tensor.shape, tensor.device)
+
     def state_bytes(self, name: str, shape: torch.Size) -> int:
-        treated = self.treats(name, shape)
-        return 4 * (self.kept(*shape) if treated else 2 * shape.numel())
+        state = self.first(name, torch.empty(shape, device="meta"))
+        return sum(held.nbytes for held in state.values() if held.dim())
 
     def step_numbers(self, largest: int) -> int:
         """Tables of the size of the largest matrix: its gradient's projection and way back."""
@@ -130,8 +131,7 @@ class MatrixAdamW(torch.optim.Optimizer):
     def _move(self, name: str, tensor: Tensor, gradient: Tensor, group: Values) -> None:
         state, treated = self.state[tensor], self.member.treats(name, tensor.shape)
         if not state:
-            first = self.member.start(tensor) if treated else moments(tensor.shape, tensor.device)
-            state |= {"step": torch.zeros(()), **first}
+            state |= {"step": torch.zeros(()), **self.member.first(name, tensor)}
         state["step"] = state["step"].cpu() + 1
         given = gradient, state, group
         toward = self.member.direction(name, *given) if treated else adam(*given)
@@ -147,9 +147,6 @@ class GaLore(MatrixMember):
     rank: Rank = 8
     every: Steps = 200
     scale: Scale = 0.25
-
-    def kept(self, rows: int, columns: int) -> int:
-        return self.rank * (min(rows, columns) + 2 * max(rows, columns))
 
     def start(self, matrix: Tensor) -> Values:
         rows, columns = matrix.shape
@@ -186,9 +183,6 @@ class Apollo(MatrixMember):
     rank: Rank = 32
     every: Steps = 200
     scale: Scale = 1.0
-
-    def kept(self, rows: int, columns: int) -> int:
-        return 2 * self.rank * max(rows, columns)
 
     def start(self, matrix: Tensor) -> Values:
         low = (self.rank, max(matrix.shape))
@@ -237,9 +231,6 @@ class Muon(MatrixMember):
     needs_signal = True
     momentum: ShareBelowOne = 0.95
     others: Scale = 1.0  # type: ignore[misc]
-
-    def kept(self, rows: int, columns: int) -> int:
-        return rows * columns
 
     def start(self, matrix: Tensor) -> Values:
         return {"momentum_buffer": torch.zeros_like(matrix)}

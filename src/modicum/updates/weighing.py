@@ -110,6 +110,7 @@ class SnrSchedule(Weighing):
     remembered_tensors = ("means", "squares")
     kept_numbers = 2  # means and squares over groups
     ever_by_group = True
+    by_group = Weighing.measuring  # type: ignore[assignment]
 
     def __init__(self, method: Any, model: nn.Module, chosen: Named, seed: int) -> None:
         super().__init__(method, model, chosen, seed)
@@ -117,10 +118,6 @@ class SnrSchedule(Weighing):
         """How many groups the means and squares are of."""
         self.means: dict[str, Tensor] = {}
         self.squares: dict[str, Tensor] = {}  # sums of squared distances from the mean
-
-    @property
-    def by_group(self) -> bool:  # type: ignore[override]
-        return self.measuring
 
     def group_gradients(self, found: Mapping[str, Tensor]) -> None:
         """Add one group to the means and squares (Welford); one that is not finite is left out."""
