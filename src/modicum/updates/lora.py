@@ -19,7 +19,7 @@ from modicum.types import UserError
 from modicum.updates.adapter import Adapter
 from modicum.updates.base import Selection
 from modicum.updates.members import Count, Rank
-from modicum.updates.products import ADAPTER, Chain, Link, Trains
+from modicum.updates.products import ADAPTER, Chain, Link, Trains, between
 from modicum.updates.schedule import Named, Schedule
 from modicum.updates.targets import experts
 
@@ -215,9 +215,8 @@ class LoraXs(FromBase):
 
     def chain(self, layer: Any, trains: Trains) -> Chain:
         """V^T, the core, U S."""
-        down, up = layer.lora_A[ADAPTER].weight, layer.lora_B[ADAPTER]
-        core = Link(up.core.numel(), trains(up.core))
-        return Chain((Link(down.numel(), False), core, Link(up.left.numel(), False)))
+        core = layer.lora_B[ADAPTER].core
+        return between(layer, Link(core.numel(), trains(core)))
 
     def trains(self, name: str) -> bool:
         return name.endswith(".core")

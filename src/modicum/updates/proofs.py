@@ -102,24 +102,18 @@ class Proof:
                 self.outside[name] = (master, mark(master.at_start()))
 
     def _check_resting(self, when: str, names: Iterable[str]) -> None:
-        now = marks({name: self.prepared.trainable[name] for name in names})
-        for name in sorted(now):
-            if now[name] != self.resting[name]:
-                raise RunStopped(f"change proof ({when}): {name} rested and has changed")
+        now = marks({name: self.prepared.trainable[name] for name in sorted(names)})
+        require(when, now, self.resting, "{} rested and has changed")
 
     def _check_outside(self, when: str, names: Iterable[str]) -> None:
-        for name in names:
-            master, known = self.outside[name]
-            if mark(master.at_start()) != known:
-                what = "has changed where it should not train"
-                raise RunStopped(f"change proof ({when}): {name} {what}")
+        now = {name: mark(self.outside[name][0].at_start()) for name in names}
+        known = {name: self.outside[name][1] for name in now}
+        require(when, now, known, "{} has changed where it should not train")
 
     def check(self, when: str, resting: bool = True) -> str:
         """A sentence that says what was proven; RunStopped when it does not hold."""
-        for name, found in marks(self.prepared.frozen).items():
-            if found != self.frozen[name]:
-                what = f"should be frozen and has changed{self.since}"
-                raise RunStopped(f"change proof ({when}): {name} {what}")
+        what = f"{{}} should be frozen and has changed{self.since}"
+        require(when, marks(self.prepared.frozen), self.frozen, what)
         if resting:
             self._check_resting(when, self.resting)
         self._check_outside(when, self.outside)
@@ -149,9 +143,7 @@ class ChangeProof(Proof):
 
     def check(self, when: str, resting: bool = True) -> str:
         """Buffers are as they were too, and weights are their masters, rounded."""
-        for name, found in marks(_buffers(self.prepared)).items():
-            if found != self.buffers.get(name):
-                raise RunStopped(f"change proof ({when}): the buffer {name} has changed")
+        require(when, marks(_buffers(self.prepared)), self.buffers, "the buffer {} has changed")
         for name in sorted(self.masters.held.keys() - self.resting.keys()):
             if not torch.equal(self.masters.published(name), self.masters.held[name].parameter):
                 raise RunStopped(f"change proof ({when}): {name} {self._fault(name)}")
@@ -177,6 +169,13 @@ class ChangeProof(Proof):
         why = ", the optimizer has passed it over" if move is None else went
         what = f"{still[0]} trains and has not changed ({len(still)} such tensors)"
         raise RunStopped(f"change proof ({when}): {what}{why}")
+
+
+def require(when: str, now: Mapping[str, str], known: Mapping[str, str], what: str) -> None:
+    """RunStopped that says `what` of the first tensor whose mark is not the one that is known."""
+    for name, found in now.items():
+        if found != known.get(name):
+            raise RunStopped(f"change proof ({when}): {what.format(name)}")
 
 
 def _buffers(prepared: Prepared) -> dict[str, Tensor]:
