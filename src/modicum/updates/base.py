@@ -49,6 +49,7 @@ class Prepared:
 
     reference_is_bare: bool = False
     """Whether the reference runs the base without what the update adds to its layers."""
+    rewrites_base: bool = False  # then the first values are kept in any case: an export needs them
     adapter: Any = None  # the adapter that has wrapped layers, if the update is one
 
     def __init__(
@@ -112,12 +113,13 @@ class Prepared:
 
     def keep_reference(self) -> None:
         """Remember what `reference` needs; call before the first change."""
-        self.swap.keep()
+        if not self.reference_known:
+            self.swap.keep()
 
     @property
     def reference_known(self) -> bool:
-        """Whether there is a `reference`: of dense training after `keep_reference` only."""
-        return bool(self.swap.originals)
+        """Whether there is a `reference`: where values are needed after `keep_reference` only."""
+        return self.reference_is_bare or bool(self.swap.originals)
 
     def reference(self) -> AbstractContextManager[None]:
         """A context in which the model is what it was when it was prepared."""
@@ -125,7 +127,8 @@ class Prepared:
 
     def reference_bytes(self, kl: bool) -> int:
         """Bytes of the first values that are kept, with or without a KL term."""
-        return sum(p.numel() * p.element_size() for p in self.trainable.values()) if kl else 0
+        kept = self.rewrites_base or (kl and not self.reference_is_bare)
+        return sum(p.numel() * p.element_size() for p in self.trainable.values() if kept)
 
     def merged(self) -> nn.Module:
         """The ordinary model, an adapter added to it in fp32; `model` is spent afterwards."""

@@ -82,8 +82,7 @@ class LoraPlus(LowRank):
 class LoraFa(LowRank):
     """LoRA whose A stays as drawn: half the trained numbers, and no wide input is kept."""
 
-    def trains(self, name: str) -> bool:
-        return ".lora_B." in name
+    trained = ".lora_B."
 
 
 class Dora(LowRank):
@@ -210,6 +209,7 @@ class LoraXs(FromBase):
     """Only rank x rank numbers train in a layer, between its own singular vectors."""
 
     start_tolerance = 5e-3
+    trained = ".core"
     rank: Rank = 16
     alpha: Count = 16
 
@@ -217,9 +217,6 @@ class LoraXs(FromBase):
         """V^T, the core, U S."""
         core = layer.lora_B[ADAPTER].core
         return between(layer, Link(core.numel(), trains(core)))
-
-    def trains(self, name: str) -> bool:
-        return name.endswith(".core")
 
     @torch.no_grad()
     def finish(self, model: Any) -> None:

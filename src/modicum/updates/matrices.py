@@ -42,7 +42,6 @@ from modicum.updates.optimizers import OptimizerMember
 Values = dict[str, Any]
 Rank = Annotated[int, Limits(1, 4096)]
 Scale = Annotated[float, Limits(0, 1e6, above=True)]
-STEP_TABLES = 4  # as large as a matrix, which a step makes
 GROWTH, TINY = 1.01, 1e-8
 A, B, C, STEPS = 3.4445, -4.7750, 2.0315, 5
 LEAST = 1e-7  # as a divisor
@@ -68,6 +67,7 @@ class MatrixMember(OptimizerMember):
     """AdamW but for matrices; members say with what those begin and which way it leads."""
 
     by_entry, on_host = False, ("step", "basis_made")
+    step_tables = 4  # the projection of a gradient, and its way back
     rank: int  # a matrix with no more rows or columns gets AdamW
     others = 1.0  # the rate of what gets AdamW, over that of the matrices
 
@@ -96,10 +96,6 @@ class MatrixMember(OptimizerMember):
     def state_bytes(self, name: str, shape: torch.Size) -> int:
         state = self.first(name, torch.empty(shape, device="meta"))
         return sum(held.nbytes for held in state.values() if held.dim())
-
-    def step_numbers(self, largest: int) -> int:
-        """Tables of the size of the largest matrix: its gradient's projection and way back."""
-        return STEP_TABLES * largest
 
     def check(self, prepared: Prepared) -> None:
         size, named = prepared.schedule.size, prepared.trainable.items()

@@ -32,7 +32,6 @@ class Weighing(Schedule, ABC):
         self.method, self.parameters, self.window = method, chosen, method.window
         self.due = method.window  # the step after which the multipliers are next computed
         self.seen = 0
-        self.weights: dict[str, float] = {}
 
     @abstractmethod
     def measure(self) -> dict[str, float] | None:
@@ -67,9 +66,6 @@ class Weighing(Schedule, ABC):
 
     def gradients(self, found: Mapping[str, Tensor]) -> None:
         self.seen += 1
-
-    def rates(self, steps: int) -> Mapping[str, float]:
-        return self.weights
 
 
 class RgnSchedule(Weighing):
