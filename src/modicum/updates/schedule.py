@@ -18,6 +18,7 @@ from modicum.types import Frozen
 
 Policy = Literal["keep", "reset", "cpu"]
 Named = dict[str, nn.Parameter]
+SHOWN = 5  # tensors named in evidence
 
 
 class Decision(Frozen):
@@ -117,6 +118,12 @@ class Schedule:
 def count(share: float, size: int) -> int:
     """How many of `size` entries train."""
     return max(1, round(share * size))
+
+
+def top(values: Mapping[str, float], number: int = SHOWN) -> dict[str, float]:
+    """The largest values by name, from the largest on; of equal ones those of the first names."""
+    names = sorted(values, key=lambda name: (-values[name], name))[:number]
+    return {name: values[name] for name in names}
 
 
 def below(start: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -15,11 +15,10 @@ from torch import Tensor, nn
 from modicum.limits import Limits, Share
 from modicum.updates.base import Scheduled
 from modicum.updates.members import Steps
-from modicum.updates.schedule import Decision, Named, Schedule
+from modicum.updates.schedule import Decision, Named, Schedule, top
 
 FLOOR = 1e-3  # root mean square below which a tensor counts as if it had this
 TINY = 1e-30  # far below the variance of any gradient that moves a number
-SHOWN = 5  # tensors named in the evidence
 
 
 class Weighing(Schedule, ABC):
@@ -56,10 +55,9 @@ class Weighing(Schedule, ABC):
         kinds: dict[str, list[float]] = {}
         for name, weight in self.weights.items():
             kinds.setdefault(".".join(name.split(".")[-2:]), []).append(weight)
-        top = sorted(values, key=lambda name: (-values[name], name))[:SHOWN]
         evidence = {
             "weights": {kind: fmean(weights) for kind, weights in sorted(kinds.items())},
-            "top": {name: values[name] for name in top},
+            "top": top(values),
             "moving": sum(weight > 0 for weight in self.weights.values()),
         }
         return Decision(frozenset(self.parameters), evidence, restart=self.method.reset)
@@ -95,8 +93,8 @@ class RgnSchedule(Weighing):
         return means
 
     def weigh(self, values: Mapping[str, float]) -> dict[str, float]:
-        top = max(values.values())
-        return {name: value / top for name, value in values.items()}
+        most = max(values.values())
+        return {name: value / most for name, value in values.items()}
 
 
 class SnrSchedule(Weighing):
