@@ -132,7 +132,7 @@ class Adapter(Method):
         """UserError when the adapter does not fit into a linear layer of this name."""
 
     def finish(self, model: Any) -> None:
-        """Change what PEFT has made, before it is known what trains."""
+        """Change what PEFT has made, without gradients, before it is known what trains."""
 
     def plain(self, model: nn.Module) -> nn.Module:
         """The model with an adapter of a kind that PEFT loads; `model` is spent afterwards."""
@@ -163,7 +163,8 @@ class Adapter(Method):
         with torch.random.fork_rng(devices=[]), quiet():
             torch.manual_seed(seed)
             adapted: Any = peft.get_peft_model(model, config)  # type: ignore[arg-type]
-            self.finish(adapted)
+            with torch.no_grad():
+                self.finish(adapted)
         adapted.eval()
         named = adapted.named_parameters()
         trainable = {n: p for n, p in named if p.requires_grad and self.trained in n}

@@ -94,7 +94,6 @@ class Dora(LowRank):
     def factors(self, layer: Any) -> None:
         """It also scales the rows."""
 
-    @torch.no_grad()
     def finish(self, model: Any) -> None:
         """Take the norms in fp32: PEFT rounds them to the base's dtype and divides by exact ones."""
         for layer in adapted_layers(model):
@@ -147,7 +146,6 @@ class Moved(FromBase):
     def part(self, weight: Tensor, scale: float) -> tuple[Tensor, Tensor]:
         """B [out, r] and A [r, in] in fp64, of which `scale` B A is taken over."""
 
-    @torch.no_grad()
     def finish(self, model: Any) -> None:
         """Set B and A and take them out of the base; nothing on the meta device."""
         for layer in adapted_layers(model):
@@ -218,7 +216,6 @@ class LoraXs(FromBase):
         core = layer.lora_B[ADAPTER].core
         return between(layer, Link(core.numel(), trains(core)))
 
-    @torch.no_grad()
     def finish(self, model: Any) -> None:
         """Set A to V^T and put the core in B's place; shapes alone on the meta device."""
         for layer in adapted_layers(model):
@@ -232,7 +229,6 @@ class LoraXs(FromBase):
             core = torch.randn(self.rank, self.rank) * START
             up["default"] = Core(left, core.to(weight.device))
 
-    @torch.no_grad()
     def plain(self, model: nn.Module) -> nn.Module:
         for layer in adapted_layers(model):
             weight = layer.lora_B["default"].weight

@@ -109,7 +109,6 @@ class TinyLora(Adapter):
         vector = layer.tinylora_v[ADAPTER][layer._tinylora_v_key[ADAPTER]]
         return between(layer, Link(layer.r[ADAPTER] ** 2, trains(vector)))
 
-    @torch.no_grad()
     def finish(self, model: Any) -> None:
         """Fix the signs of the singular vectors."""
         for layer in model.modules():
