@@ -237,7 +237,9 @@ def test_an_adapter_goes_on_from_what_it_was(text: str, ad: Path) -> None:
     prepared = updates.parse(text).apply(model)
     assert len(prepared.trainable) == (6 if "fa" in text else 12)
     assert torch.equal(logits(prepared.model), before)
+    assert not prepared.reference_known and prepared.reference_bytes(kl=False) == 0
     prepared.keep_reference()
+    assert prepared.reference_known and prepared.reference_bytes(kl=True) > 0
     with torch.no_grad():
         for parameter in prepared.trainable.values():
             parameter.add_(0.1)

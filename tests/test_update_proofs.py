@@ -302,7 +302,7 @@ def test_a_step_of_a_spacing_may_be_taken_back(folders: dict[str, Path]) -> None
 def test_multipliers_and_masters_count_in_what_must_move(folders: dict[str, Path]) -> None:
     """A multiplier of 0 moves nothing; a bf16 tensor has the spacing of its fp32 master."""
     made = session_of(folders["llama"], update="last(1)")
-    made.prepared.schedule.fixed_rates = {TRAINS: 0.0, NORM: 100.0}
+    made.prepared.schedule.weights = {TRAINS: 0.0, NORM: 100.0}
     steps_at(made, 1e-9)
     assert TRAINS not in made.proof.pushed and NORM in made.proof.moved
     coarse = session_of(folders["llama"], "bf16", update="last(1)")

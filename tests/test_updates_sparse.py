@@ -19,7 +19,8 @@ from modicum.training import checkpoint, session, step
 from modicum.training.loop import train
 from modicum.types import RunStopped, UserError
 from modicum.updates.preview import preview
-from modicum.updates.sparse import best, count
+from modicum.updates.schedule import count
+from modicum.updates.sparse import best
 from test_updates import batch_of, take_steps
 
 DOWN = "model.layers.2.mlp.down_proj.weight"

@@ -260,7 +260,7 @@ def _held(subject: Subject, config: TrainConfig, device: str) -> ResidentBytes:
         names = names.union(*list(schedule.typical(trainable))[: max(1, steps)])
     largest = max(trainable[n].numel() for n in prepared.active)
     moments = [optimizer_bytes(prepared, name) // pieces for name in sorted(names)]
-    step = (rule.step_numbers(largest) + schedule.step_numbers * active) // pieces
+    step = (rule.step_tables * largest + schedule.step_numbers * active) // pieces
     step += largest * (pieces > 1)  # one is whole at a time, to be written into the model
     if device == "cpu" and config.optimizer.learning_rate is None:
         step = max(step, active)  # the start that steps which find the rate go back to

@@ -239,14 +239,13 @@ def _tests(found: Mapping[str, Estimate], margin: float) -> dict[str, dict[str, 
         "equivalent": [max(d.p_at_most(-margin), d.p_at_least(margin)) for d in found.values()],
         "inferior": [min(1.0, 2 * d.p_at_least(0.0)) for d in found.values()],
     }
-    adjusted = {test: stats.holm(values) for test, values in p_values.items()}
+    adjusted = {test: [*zip(of, stats.holm(of), strict=True)] for test, of in p_values.items()}
     tests: dict[str, dict[str, ClaimTest]] = {}
     for place, name in enumerate(found):
-        after = {test: values[place] for test, values in adjusted.items()}
-        held = {test for test, p in after.items() if p <= ALPHA}
+        both = {test: pairs[place] for test, pairs in adjusted.items()}
+        held = {test for test, (_, after) in both.items() if after <= ALPHA}
         held -= set() if "noninferior" in held else {"superior", "equivalent"}
-        before = {test: values[place] for test, values in p_values.items()}
-        tests[name] = {t: ClaimTest(before[t], after[t], t in held) for t in p_values}
+        tests[name] = {test: ClaimTest(*pair, test in held) for test, pair in both.items()}
     return tests
 
 

@@ -16,7 +16,6 @@ import time
 import tomllib
 from contextlib import AbstractContextManager, ExitStack, suppress
 from dataclasses import asdict
-from functools import partial
 from multiprocessing import connection, parent_process
 from pathlib import Path
 from typing import Any
@@ -216,9 +215,9 @@ def execute(cell: Cell) -> int:
 
 def _run(cell: Cell) -> None:
     from modicum.display import Display
-    from modicum.evaluate import Evaluation, evaluate
+    from modicum.evaluate import Evaluation
     from modicum.training import origin
-    from modicum.training.loop import train
+    from modicum.training.loop import measured, train
 
     # The evaluations of the base that it must agree with: of its model, in its dtype.
     wanted = cell.config.model, cell.config.compute.dtype
@@ -235,12 +234,8 @@ def _run(cell: Cell) -> None:
                 return
             session = origin.prepare_like(cell.config, None, past)
             make_folder(cell.folder)
-            held, run, began = session.config.evaluation, Run(cell.folder), time.perf_counter()
-            what = session.policy, session.task, session.config.sampling
-            size = held.eval_split, held.eval_problems, held.eval_samples
-            told = partial(display.evaluating, "base")
-            keep = partial(run.write_lines, "completions-base.jsonl")
-            found = evaluate(*what, *size, progress=told, keep=keep, examples=session.examples)
+            run, began = Run(cell.folder), time.perf_counter()
+            found = measured(session, run, display, "base")
             run.write(SECONDS, {"seconds": time.perf_counter() - began})
             run.write(ENVIRONMENT, origin.record(session, cell.folder))
             run.write(BASE, asdict(found))

@@ -7,6 +7,7 @@ and resumed gives what the uncut run gives."""
 from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -175,25 +176,12 @@ def _evaluate(
     session: Session, run: Run, observer: Observer, name: str, step: int, known: Evaluation | None
 ) -> dict[str, Any]:
     """Evaluate the current policy, unless the result is known, and log it."""
-    config = session.config
-    held = config.evaluation
-    within = split_within(config.budget, held)
-    if held.eval_problems == 0:
+    if session.config.evaluation.eval_problems == 0:
         return {}
     ledger = session.policy.ledger
     before = dict(ledger["evaluate"])
     with sizes_kept(session, run, observer.note, step + 1):
-        found = known or evaluate(
-            session.policy,
-            session.task,
-            config.sampling,
-            held.eval_split if name in AT_THE_ENDS else within,
-            num_problems=held.eval_problems,
-            samples=held.eval_samples,
-            progress=lambda done, total: observer.evaluating(name, done, total),
-            keep=lambda rows: run.write_lines(f"completions-{name.replace(' ', '-')}.jsonl", rows),
-            examples=session.examples,
-        )
+        found = known or measured(session, run, observer, name)
     spent = {key: count - before[key] for key, count in ledger["evaluate"].items()}
     # Of the first process: a check by algebra that takes too long may end otherwise elsewhere.
     entry = session.parallel.told(
@@ -203,6 +191,17 @@ def _evaluate(
     session.stop.evaluated(entry)
     observer.evaluated(name, found)
     return entry
+
+
+def measured(session: Session, run: Run, observer: Observer, name: str) -> Evaluation:
+    """The evaluation of the current policy that the config asks for, by the name of its time."""
+    config, held = session.config, session.config.evaluation
+    split = held.eval_split if name in AT_THE_ENDS else split_within(config.budget, held)
+    what = session.policy, session.task, config.sampling, split
+    progress = partial(observer.evaluating, name)
+    keep = partial(run.write_lines, f"completions-{name.replace(' ', '-')}.jsonl")
+    size, examples = (held.eval_problems, held.eval_samples), session.examples
+    return evaluate(*what, *size, progress=progress, keep=keep, examples=examples)
 
 
 def run_step(

@@ -122,6 +122,7 @@ class AdaLora(LowRank):
 
     peft_config = "AdaLoraConfig"
     goes_on = False
+    trained = ".lora_"  # and no counts of ranks
     passed: ClassVar[dict[str, str]] = {
         **{"rank": "target_r", "init_rank": "init_r", "alpha": "lora_alpha", "every": "deltaT"},
         **{"beta1": "beta1", "beta2": "beta2", "orthogonal": "orth_reg_weight"},
@@ -155,9 +156,6 @@ class AdaLora(LowRank):
         """E goes into A; PEFT divides by the rank, and by a little more than that."""
         down, up, diagonal = (held[ADAPTER] for held in (layer.lora_A, layer.lora_B, layer.lora_E))
         return down * diagonal, up * (layer.scaling[ADAPTER] / (layer.ranknum[ADAPTER] + 1e-5))
-
-    def trains(self, name: str) -> bool:
-        return ".ranknum." not in name
 
     def plain(self, model: nn.Module) -> nn.Module:
         """The model, saved with what was pruned as zeros: PEFT warns of layers of rank 0."""

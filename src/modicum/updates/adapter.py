@@ -27,26 +27,18 @@ PLAIN_STARTS = (True, False, "gaussian", "orthogonal", "eva")
 class AdapterPrepared(Prepared):
     """A PEFT model whose adapter trains; the reference is the adapter switched off."""
 
-    reference_known = True
-
     def __init__(
         self, model: nn.Module, trainable: Named, adapter: "Adapter", given: bool = False
     ) -> None:
         super().__init__(model, trainable, adapter.schedule(model, trainable))
-        self.adapter, self.given = adapter, given
-        self.rewrites_base = adapter.rewrites_base
+        self.adapter, self.rewrites_base = adapter, adapter.rewrites_base
         # Unless the start has rewritten the base, or was there before.
         self.reference_is_bare = not (self.rewrites_base or given)
-        if self.rewrites_base:  # an export needs them too, so they are kept in any case
+        if self.rewrites_base:
             self.swap.keep()
             self.told.append(say("rewritten"))
         if given:
             self.told.append(say("goes_on"))
-
-    def keep_reference(self) -> None:
-        """The first values of an adapter that goes on; else it is off, or they are kept already."""
-        if self.given:
-            self.swap.keep()
 
     def reference(self) -> AbstractContextManager[None]:
         """Switch the adapter off, or to its start, and on again afterwards."""
@@ -55,10 +47,6 @@ class AdapterPrepared(Prepared):
         # PEFT's own switch sets requires_grad by a rule of its own.
         layers = [m for m in self.model.modules() if hasattr(m, "_disable_adapters")]
         return meanwhile(*layers, _disable_adapters=True)
-
-    def reference_bytes(self, kl: bool) -> int:
-        """Those of the adapter's first values, which a rewritten base needs in any case."""
-        return super().reference_bytes(self.rewrites_base or (kl and self.given))
 
     @torch.no_grad()
     def exportable(self) -> nn.Module:
@@ -101,6 +89,7 @@ class Adapter(Method):
     turned: ClassVar[bool] = True
     """Whether PEFT puts it into GPT-2's Conv1D, a linear layer with its matrix turned."""
     everywhere: ClassVar[bool] = True  # whether it is meant for all matrices
+    trained: ClassVar[str] = ""  # what the names of the tensors have that train, of all of PEFT's
 
     def settings(self, targets: list[str], seed: int) -> dict[str, Any]:
         """What the PEFT config says of the adapter, beside where it goes."""
@@ -137,12 +126,8 @@ class Adapter(Method):
     def check(self, name: str, layer: Any) -> None:
         """UserError when the adapter does not fit into a linear layer of this name."""
 
-    def trains(self, name: str) -> bool:
-        """Whether the tensor `name`, which PEFT would train, does train."""
-        return True
-
     def finish(self, model: Any) -> None:
-        """Change what PEFT has made, before it is known what trains."""
+        """Change what PEFT has made, without gradients, before it is known what trains."""
 
     def plain(self, model: nn.Module) -> nn.Module:
         """The model with an adapter of a kind that PEFT loads; `model` is spent afterwards."""
@@ -172,10 +157,11 @@ class Adapter(Method):
         with torch.random.fork_rng(devices=[]), quiet():
             torch.manual_seed(seed)
             adapted: Any = peft.get_peft_model(model, config)  # type: ignore[arg-type]
-            self.finish(adapted)
+            with torch.no_grad():
+                self.finish(adapted)
         adapted.eval()
         named = adapted.named_parameters()
-        trainable = {n: p for n, p in named if p.requires_grad and self.trains(n)}
+        trainable = {n: p for n, p in named if p.requires_grad and self.trained in n}
         prepared = AdapterPrepared(adapted, trainable, self)
         prepared.told += [left] * bool(left)
         return prepared
@@ -205,5 +191,6 @@ class Adapter(Method):
         if where and odd:
             first = min(odd).removesuffix(".base_layer")
             raise UserError.of("elsewhere", update=self, where=where, first=first)
-        trainable = {n: p for n, p in model.named_parameters() if ".lora_" in n and self.trains(n)}
+        named = model.named_parameters()
+        trainable = {n: p for n, p in named if ".lora_" in n and self.trained in n}
         return AdapterPrepared(model, trainable, self, given=True)

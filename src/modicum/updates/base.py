@@ -6,12 +6,13 @@ train in the run."""
 
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
 from torch import Tensor, nn
 
 from modicum.models.adapters import merged
+from modicum.models.linear import meanwhile
 from modicum.report.words import say
 from modicum.types import UserError
 from modicum.updates.layout import Layout, depth, layout
@@ -34,14 +35,10 @@ class Swap:
     def swapped(self) -> Iterator[None]:
         """The copies are in the model, and the present values afterwards."""
         assert self.originals, "keep_reference was not called"
-        present = {name: p.data for name, p in self.tensors.items()}
-        for name, parameter in self.tensors.items():
-            parameter.data = self.originals[name]
-        try:
-            yield
-        finally:
+        with ExitStack() as stack:
             for name, parameter in self.tensors.items():
-                parameter.data = present[name]
+                stack.enter_context(meanwhile(parameter, data=self.originals[name]))
+            yield
 
 
 class Prepared:
@@ -52,6 +49,7 @@ class Prepared:
 
     reference_is_bare: bool = False
     """Whether the reference runs the base without what the update adds to its layers."""
+    rewrites_base: bool = False  # then the first values are kept in any case: an export needs them
     adapter: Any = None  # the adapter that has wrapped layers, if the update is one
 
     def __init__(
@@ -115,12 +113,13 @@ class Prepared:
 
     def keep_reference(self) -> None:
         """Remember what `reference` needs; call before the first change."""
-        self.swap.keep()
+        if not self.reference_known:
+            self.swap.keep()
 
     @property
     def reference_known(self) -> bool:
-        """Whether there is a `reference`: of dense training after `keep_reference` only."""
-        return bool(self.swap.originals)
+        """Whether there is a `reference`: where values are needed after `keep_reference` only."""
+        return self.reference_is_bare or bool(self.swap.originals)
 
     def reference(self) -> AbstractContextManager[None]:
         """A context in which the model is what it was when it was prepared."""
@@ -128,7 +127,8 @@ class Prepared:
 
     def reference_bytes(self, kl: bool) -> int:
         """Bytes of the first values that are kept, with or without a KL term."""
-        return sum(p.numel() * p.element_size() for p in self.trainable.values()) if kl else 0
+        kept = self.rewrites_base or (kl and not self.reference_is_bare)
+        return sum(p.numel() * p.element_size() for p in self.trainable.values() if kept)
 
     def merged(self) -> nn.Module:
         """The ordinary model, an adapter added to it in fp32; `model` is spent afterwards."""

@@ -18,11 +18,10 @@ from modicum.types import UserError
 from modicum.updates.base import Scheduled
 from modicum.updates.layout import divided, layout
 from modicum.updates.members import Steps
-from modicum.updates.schedule import Decision, Named, Policy, Schedule
+from modicum.updates.schedule import Decision, Named, Policy, Schedule, top
 
 HUGE = 1e10  # distances at the start are uniform below this
 EPSILON = 1e-8
-SHOWN = 5  # distances in the evidence
 
 
 class FreezingSchedule(Schedule):
@@ -119,8 +118,7 @@ class SlimFitSchedule(Schedule):
         self.start = self.always.union(self.chosen)
 
     def _largest(self) -> list[str]:
-        far = sorted(self.distances, key=lambda name: (-self.distances[name], name))
-        return sorted(far[: self.count])
+        return sorted(top(self.distances, self.count))
 
     def decide(self, steps: int) -> Decision | None:
         chosen = self._largest()
@@ -128,12 +126,7 @@ class SlimFitSchedule(Schedule):
             return None
         self.begun, self.chosen = True, chosen
         tried = {n: d for n, d in self.distances.items() if n not in self.untried}
-        far = sorted(tried, key=lambda name: (-tried[name], name))[:SHOWN]
-        evidence = {
-            "units": len(chosen),
-            "untried": len(self.untried),
-            "farthest": {name: tried[name] for name in far},
-        }
+        evidence = {"units": len(chosen), "untried": len(self.untried), "farthest": top(tried)}
         return Decision(self.always.union(chosen), evidence)
 
     def stepping(self, values: Mapping[str, Tensor]) -> None:

@@ -19,7 +19,7 @@ from modicum.types import UserError
 from modicum.updates.adapter import Adapter
 from modicum.updates.base import Selection
 from modicum.updates.members import Count, Rank
-from modicum.updates.products import ADAPTER, Chain, Link, Trains
+from modicum.updates.products import ADAPTER, Chain, Link, Trains, between
 from modicum.updates.schedule import Named, Schedule
 from modicum.updates.targets import experts
 
@@ -82,8 +82,7 @@ class LoraPlus(LowRank):
 class LoraFa(LowRank):
     """LoRA whose A stays as drawn: half the trained numbers, and no wide input is kept."""
 
-    def trains(self, name: str) -> bool:
-        return ".lora_B." in name
+    trained = ".lora_B."
 
 
 class Dora(LowRank):
@@ -95,7 +94,6 @@ class Dora(LowRank):
     def factors(self, layer: Any) -> None:
         """It also scales the rows."""
 
-    @torch.no_grad()
     def finish(self, model: Any) -> None:
         """Take the norms in fp32: PEFT rounds them to the base's dtype and divides by exact ones."""
         for layer in adapted_layers(model):
@@ -148,7 +146,6 @@ class Moved(FromBase):
     def part(self, weight: Tensor, scale: float) -> tuple[Tensor, Tensor]:
         """B [out, r] and A [r, in] in fp64, of which `scale` B A is taken over."""
 
-    @torch.no_grad()
     def finish(self, model: Any) -> None:
         """Set B and A and take them out of the base; nothing on the meta device."""
         for layer in adapted_layers(model):
@@ -210,19 +207,15 @@ class LoraXs(FromBase):
     """Only rank x rank numbers train in a layer, between its own singular vectors."""
 
     start_tolerance = 5e-3
+    trained = ".core"
     rank: Rank = 16
     alpha: Count = 16
 
     def chain(self, layer: Any, trains: Trains) -> Chain:
         """V^T, the core, U S."""
-        down, up = layer.lora_A[ADAPTER].weight, layer.lora_B[ADAPTER]
-        core = Link(up.core.numel(), trains(up.core))
-        return Chain((Link(down.numel(), False), core, Link(up.left.numel(), False)))
+        core = layer.lora_B[ADAPTER].core
+        return between(layer, Link(core.numel(), trains(core)))
 
-    def trains(self, name: str) -> bool:
-        return name.endswith(".core")
-
-    @torch.no_grad()
     def finish(self, model: Any) -> None:
         """Set A to V^T and put the core in B's place; shapes alone on the meta device."""
         for layer in adapted_layers(model):
@@ -236,7 +229,6 @@ class LoraXs(FromBase):
             core = torch.randn(self.rank, self.rank) * START
             up["default"] = Core(left, core.to(weight.device))
 
-    @torch.no_grad()
     def plain(self, model: nn.Module) -> nn.Module:
         for layer in adapted_layers(model):
             weight = layer.lora_B["default"].weight

@@ -42,7 +42,6 @@ from modicum.updates.optimizers import OptimizerMember
 Values = dict[str, Any]
 Rank = Annotated[int, Limits(1, 4096)]
 Scale = Annotated[float, Limits(0, 1e6, above=True)]
-STEP_TABLES = 4  # as large as a matrix, which a step makes
 GROWTH, TINY = 1.01, 1e-8
 A, B, C, STEPS = 3.4445, -4.7750, 2.0315, 5
 LEAST = 1e-7  # as a divisor
@@ -65,15 +64,12 @@ def moments(shape: torch.Size | tuple[int, int], device: torch.device) -> Values
 
 
 class MatrixMember(OptimizerMember):
-    """AdamW but for matrices; members say what is kept of those and which way it leads."""
+    """AdamW but for matrices; members say with what those begin and which way it leads."""
 
     by_entry, on_host = False, ("step", "basis_made")
+    step_tables = 4  # the projection of a gradient, and its way back
     rank: int  # a matrix with no more rows or columns gets AdamW
     others = 1.0  # the rate of what gets AdamW, over that of the matrices
-
-    @abstractmethod
-    def kept(self, rows: int, columns: int) -> int:
-        """How many numbers are kept of a matrix."""
 
     @abstractmethod
     def start(self, matrix: Tensor) -> Values:
@@ -92,13 +88,14 @@ class MatrixMember(OptimizerMember):
     def make(self, groups: Groups, settings: Optimizer) -> torch.optim.Optimizer:
         return MatrixAdamW(groups, settings, self)
 
-    def state_bytes(self, name: str, shape: torch.Size) -> int:
-        treated = self.treats(name, shape)
-        return 4 * (self.kept(*shape) if treated else 2 * shape.numel())
+    def first(self, name: str, tensor: Tensor) -> Values:
+        """The state of a tensor before its first step."""
+        treated = self.treats(name, tensor.shape)
+        return self.start(tensor) if treated else moments(tensor.shape, tensor.device)
 
-    def step_numbers(self, largest: int) -> int:
-        """Tables of the size of the largest matrix: its gradient's projection and way back."""
-        return STEP_TABLES * largest
+    def state_bytes(self, name: str, shape: torch.Size) -> int:
+        state = self.first(name, torch.empty(shape, device="meta"))
+        return sum(held.nbytes for held in state.values() if held.dim())
 
     def check(self, prepared: Prepared) -> None:
         size, named = prepared.schedule.size, prepared.trainable.items()
@@ -128,8 +125,7 @@ class MatrixAdamW(torch.optim.Optimizer):
     def _move(self, name: str, tensor: Tensor, gradient: Tensor, group: Values) -> None:
         state, treated = self.state[tensor], self.member.treats(name, tensor.shape)
         if not state:
-            first = self.member.start(tensor) if treated else moments(tensor.shape, tensor.device)
-            state |= {"step": torch.zeros(()), **first}
+            state |= {"step": torch.zeros(()), **self.member.first(name, tensor)}
         state["step"] = state["step"].cpu() + 1
         given = gradient, state, group
         toward = self.member.direction(name, *given) if treated else adam(*given)
@@ -145,9 +141,6 @@ class GaLore(MatrixMember):
     rank: Rank = 8
     every: Steps = 200
     scale: Scale = 0.25
-
-    def kept(self, rows: int, columns: int) -> int:
-        return self.rank * (min(rows, columns) + 2 * max(rows, columns))
 
     def start(self, matrix: Tensor) -> Values:
         rows, columns = matrix.shape
@@ -184,9 +177,6 @@ class Apollo(MatrixMember):
     rank: Rank = 32
     every: Steps = 200
     scale: Scale = 1.0
-
-    def kept(self, rows: int, columns: int) -> int:
-        return 2 * self.rank * max(rows, columns)
 
     def start(self, matrix: Tensor) -> Values:
         low = (self.rank, max(matrix.shape))
@@ -235,9 +225,6 @@ class Muon(MatrixMember):
     needs_signal = True
     momentum: ShareBelowOne = 0.95
     others: Scale = 1.0  # type: ignore[misc]
-
-    def kept(self, rows: int, columns: int) -> int:
-        return rows * columns
 
     def start(self, matrix: Tensor) -> Values:
         return {"momentum_buffer": torch.zeros_like(matrix)}

@@ -85,6 +85,7 @@ class Rule(ABC):
     by_entry = True  # whether the step of a number depends on its own gradient and state alone
     on_host: tuple[str, ...] = ()
     """What of the state is on the CPU wherever the model is, since the host counts by it."""
+    step_tables = 0  # of fp32, as large as the largest tensor, that a step makes and drops
     needs_signal = False
     """Whether no step is taken where no group has a signal, as any gradient gives a whole one."""
 
@@ -124,10 +125,6 @@ class Rule(ABC):
             if best >= FAR:
                 break
         return best
-
-    def step_numbers(self, largest: int) -> int:
-        """fp32 numbers that a step makes and drops; the largest tensor has `largest`."""
-        return 0
 
 
 class AdamWRule(Rule):

@@ -21,7 +21,7 @@ from modicum.updates.adapter import Adapter
 from modicum.updates.base import Selection, selected
 from modicum.updates.layout import layout
 from modicum.updates.members import MAX_COUNT, Count
-from modicum.updates.products import ADAPTER, Chain, Link, Trains
+from modicum.updates.products import ADAPTER, Chain, Link, Trains, between
 from modicum.updates.targets import linear_layers
 
 OUTPUTS, INPUTS, FUSED = ("k_proj", "v_proj"), ("down_proj",), ("qkv_proj", "c_attn")
@@ -43,7 +43,7 @@ class Vera(Adapter):
 
     def chain(self, layer: Any, trains: Trains) -> Chain:
         """A, the scale d, B."""
-        return _between(layer, Link(0, trains(layer.vera_lambda_d[ADAPTER])))
+        return between(layer, Link(0, trains(layer.vera_lambda_d[ADAPTER])))
 
 
 class Ia3(Adapter):
@@ -105,9 +105,8 @@ class TinyLora(Adapter):
     def chain(self, layer: Any, trains: Trains) -> Chain:
         """A, R, B."""
         vector = layer.tinylora_v[ADAPTER][layer._tinylora_v_key[ADAPTER]]
-        return _between(layer, Link(layer.r[ADAPTER] ** 2, trains(vector)))
+        return between(layer, Link(layer.r[ADAPTER] ** 2, trains(vector)))
 
-    @torch.no_grad()
     def finish(self, model: Any) -> None:
         """Fix the signs of the singular vectors."""
         for layer in model.modules():
@@ -196,13 +195,6 @@ class Shira(Adapter):
     def chain(self, layer: Any, trains: Trains) -> Chain:
         """No matrix of its own, but the gradient of the whole weight."""
         return Chain((Link(0, trains(layer.shira_weight[ADAPTER])),), whole=True)
-
-
-def _between(layer: Any, middle: Link) -> Chain:
-    """A link between the fixed A and B of a layer."""
-    rank = layer.r[ADAPTER]
-    down, up = Link(rank * layer.in_features, False), Link(rank * layer.out_features, False)
-    return Chain((down, middle, up))
 
 
 def _expanded(layer: Any, adapter: str) -> Tensor:

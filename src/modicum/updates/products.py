@@ -35,6 +35,13 @@ class Chain(Frozen):
     whole: bool = False
 
 
+def between(layer: Any, middle: Link) -> Chain:
+    """A link between the fixed A and B of a layer of PEFT."""
+    rank = layer.r[ADAPTER]
+    down, up = Link(rank * layer.in_features, False), Link(rank * layer.out_features, False)
+    return Chain((down, middle, up))
+
+
 class Product(Frozen):
     """A matrix of `numbers` entries in `module`, and how many products backward makes with it."""
 

@@ -18,6 +18,7 @@ from modicum.types import Frozen
 
 Policy = Literal["keep", "reset", "cpu"]
 Named = dict[str, nn.Parameter]
+SHOWN = 5  # tensors named in evidence
 
 
 class Decision(Frozen):
@@ -46,11 +47,12 @@ class Schedule:
     step_numbers: ClassVar[int] = 0  # the same, during an optimizer step only
     may_return: frozenset[str] = frozenset()  # may come back to their first values (a pruned rank)
     named: frozenset[str] | None = None  # what may ever train of what is selected; None: all of it
+    share: float = 1.0  # of the entries of a tensor, which train when it does
 
     def __init__(
         self, rates: Mapping[str, float] | None = None, entries: Mapping[str, Tensor] | None = None
     ) -> None:
-        self.fixed_rates = dict(rates or {})
+        self.weights = dict(rates or {})
         self.entries: Mapping[str, Tensor] = dict(entries or {})
         self.start: frozenset[str] | None = None  # what trains at first; None: everything
 
@@ -71,7 +73,7 @@ class Schedule:
 
     def rates(self, steps: int) -> Mapping[str, float]:
         """Multipliers of the learning rate, by tensor; what is missing has 1."""
-        return self.fixed_rates
+        return self.weights
 
     def group_gradients(self, found: Mapping[str, Tensor]) -> None:
         """Look at the part of the batch's gradients that one group gave; only if `by_group`."""
@@ -91,7 +93,7 @@ class Schedule:
     def size(self, name: str, parameter: nn.Parameter) -> int:
         """How many entries of a tensor train when it does."""
         entries = self.entries.get(name)
-        return parameter.numel() if entries is None else entries.numel()
+        return count(self.share, parameter.numel()) if entries is None else entries.numel()
 
     def typical(self, parameters: Mapping[str, nn.Parameter]) -> Sequence[frozenset[str]]:
         """Sets that train, each as likely as the others, for the preview."""
@@ -111,6 +113,17 @@ class Schedule:
         vars(self).update({name: state[name] for name in self.remembered})
         for kind in self.remembered_tensors:
             setattr(self, kind, below(f"{kind}/", tensors))
+
+
+def count(share: float, size: int) -> int:
+    """How many of `size` entries train."""
+    return max(1, round(share * size))
+
+
+def top(values: Mapping[str, float], number: int = SHOWN) -> dict[str, float]:
+    """The largest values by name, from the largest on; of equal ones those of the first names."""
+    names = sorted(values, key=lambda name: (-values[name], name))[:number]
+    return {name: values[name] for name in names}
 
 
 def below(start: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -21,14 +21,9 @@ from modicum.models.identity import weights_hash
 from modicum.types import UserError
 from modicum.updates.base import Scheduled
 from modicum.updates.members import Steps
-from modicum.updates.schedule import Decision, Named, Schedule
+from modicum.updates.schedule import Decision, Named, Schedule, count
 
 VALUE = "value/"  # of a tensor in a checkpoint
-
-
-def count(keep: float, size: int) -> int:
-    """How many of `size` entries train."""
-    return max(1, round(keep * size))
 
 
 def best(scores: Tensor, number: int) -> Tensor:
@@ -50,7 +45,7 @@ class Warmup(Schedule):
 
     def __init__(self, method: Any, model: nn.Module, chosen: Named, seed: int) -> None:
         super().__init__()
-        self.trainable, self.keep, self.steps = chosen, method.keep, method.warmup
+        self.trainable, self.share, self.steps = chosen, method.keep, method.warmup
         self.ever_by_group = self.fisher = method.by == "fisher"
         self.totals: dict[str, Tensor] = {}
         self.seen = 0  # steps that were measured
@@ -93,14 +88,11 @@ class Warmup(Schedule):
             weight = parameter.detach().float()
             total = self.totals.pop(name, torch.zeros_like(weight))
             scores = total if self.fisher else (total * weight).abs()
-            entries[name] = best(scores, count(self.keep, weight.numel()))
+            entries[name] = best(scores, self.size(name, parameter))
         self.decided = True
         number = sum(map(len, entries.values()))
         evidence = {"steps": self.seen, "groups": self.groups, "entries": number}
         return Decision(frozenset(self.trainable), evidence, entries)
-
-    def size(self, name: str, parameter: nn.Parameter) -> int:
-        return count(self.keep, parameter.numel())
 
 
 def past_values(folder: Path, model: nn.Module, wanted: Named) -> Callable[[str], Tensor]:

@@ -121,13 +121,10 @@ class RatioSchedule(Turns):
 
     def __init__(self, method: Any, model: nn.Module, chosen: Named, seed: int) -> None:
         super().__init__(method.every, "reset", seed)
-        self.parameters, self.ratio = chosen, method.ratio
+        self.parameters, self.share = chosen, method.ratio
         # A model without values (for a preview) needs no indices either.
         if not any(p.is_meta for p in chosen.values()):
             self.entries = self._entries(0)
-
-    def size(self, name: str, parameter: nn.Parameter) -> int:
-        return max(1, round(self.ratio * parameter.numel()))
 
     def _entries(self, number: int) -> dict[str, Tensor]:
         """For every tensor the flat indices, ascending, that train in turn `number`."""

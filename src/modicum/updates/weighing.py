@@ -15,11 +15,10 @@ from torch import Tensor, nn
 from modicum.limits import Limits, Share
 from modicum.updates.base import Scheduled
 from modicum.updates.members import Steps
-from modicum.updates.schedule import Decision, Named, Schedule
+from modicum.updates.schedule import Decision, Named, Schedule, top
 
 FLOOR = 1e-3  # root mean square below which a tensor counts as if it had this
 TINY = 1e-30  # far below the variance of any gradient that moves a number
-SHOWN = 5  # tensors named in the evidence
 
 
 class Weighing(Schedule, ABC):
@@ -32,7 +31,6 @@ class Weighing(Schedule, ABC):
         self.method, self.parameters, self.window = method, chosen, method.window
         self.due = method.window  # the step after which the multipliers are next computed
         self.seen = 0
-        self.weights: dict[str, float] = {}
 
     @abstractmethod
     def measure(self) -> dict[str, float] | None:
@@ -57,19 +55,15 @@ class Weighing(Schedule, ABC):
         kinds: dict[str, list[float]] = {}
         for name, weight in self.weights.items():
             kinds.setdefault(".".join(name.split(".")[-2:]), []).append(weight)
-        top = sorted(values, key=lambda name: (-values[name], name))[:SHOWN]
         evidence = {
             "weights": {kind: fmean(weights) for kind, weights in sorted(kinds.items())},
-            "top": {name: values[name] for name in top},
+            "top": top(values),
             "moving": sum(weight > 0 for weight in self.weights.values()),
         }
         return Decision(frozenset(self.parameters), evidence, restart=self.method.reset)
 
     def gradients(self, found: Mapping[str, Tensor]) -> None:
         self.seen += 1
-
-    def rates(self, steps: int) -> Mapping[str, float]:
-        return self.weights
 
 
 class RgnSchedule(Weighing):
@@ -99,8 +93,8 @@ class RgnSchedule(Weighing):
         return means
 
     def weigh(self, values: Mapping[str, float]) -> dict[str, float]:
-        top = max(values.values())
-        return {name: value / top for name, value in values.items()}
+        most = max(values.values())
+        return {name: value / most for name, value in values.items()}
 
 
 class SnrSchedule(Weighing):
@@ -110,6 +104,7 @@ class SnrSchedule(Weighing):
     remembered_tensors = ("means", "squares")
     kept_numbers = 2  # means and squares over groups
     ever_by_group = True
+    by_group = Weighing.measuring  # type: ignore[assignment]
 
     def __init__(self, method: Any, model: nn.Module, chosen: Named, seed: int) -> None:
         super().__init__(method, model, chosen, seed)
@@ -117,10 +112,6 @@ class SnrSchedule(Weighing):
         """How many groups the means and squares are of."""
         self.means: dict[str, Tensor] = {}
         self.squares: dict[str, Tensor] = {}  # sums of squared distances from the mean
-
-    @property
-    def by_group(self) -> bool:  # type: ignore[override]
-        return self.measuring
 
     def group_gradients(self, found: Mapping[str, Tensor]) -> None:
         """Add one group to the means and squares (Welford); one that is not finite is left out."""
