@@ -41,11 +41,6 @@ class RunRow(NamedTuple):
         column = self.record.metrics.get(metric, np.empty(0))
         return float(np.nanmean(column)) if np.isfinite(column).any() else math.nan
 
-    def spent(self, *purposes: str) -> int | None:
-        """Tokens of these purposes; None where the ledger has none of them."""
-        known = [of["tokens"] for name, of in self.result.ledger.items() if name in purposes]
-        return sum(known) if known else None
-
     def scores(self, name: str) -> tuple[float, float]:
         """One number of the evaluations of the base and of the trained model, or NaN."""
         base, trained = self.result.base, self.result.trained

@@ -10,11 +10,11 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from modicum.report import document, style
-from modicum.report.study.read import family, present
+from modicum.report.study.read import family, looks
 from modicum.report.style import INK, MUTED, PAPER, Axes, Figure, across, blank, tip
 from modicum.report.tables import RunRow
 from modicum.report.words import decimal, listed, memory, short
-from modicum.results import Analysis
+from modicum.results import Analysis, ArmCost
 from modicum.stats import Interval
 
 ROUNDS = 8  # of `arrange`
@@ -43,11 +43,7 @@ AXES = (
     Axis("time", "training time (s)", lambda c: c.seconds, lambda v: f"{decimal(v)} s"),
     Axis("memory", "peak memory above the start (MiB)", lambda c: c.memory_bytes, memory, unit=MIB),
 )
-OF_RUNS = (
-    AXES[0]._replace(value=lambda r: r.trainable_parameters),
-    AXES[2]._replace(value=lambda r: r.peak_memory_bytes, title="peak memory (MiB)"),
-    AXES[1],
-)
+OF_RUNS = (AXES[0], AXES[2]._replace(title="peak memory (MiB)"), AXES[1])
 
 
 class FrontierPoint(NamedTuple):
@@ -99,11 +95,13 @@ def figures(analysis: Analysis) -> list[document.Figure]:
 
 def figure(rows: Sequence[RunRow]) -> document.Figure | None:
     """The accuracy of runs against each cost, where there are runs to compare."""
-    scored = [
-        FrontierPoint(r.label, *style.series(r.colour)[:2], Interval(*r.band), r.result)
-        for r in rows
-        if r.result.trained is not None
-    ]
+    scored = []
+    for row in (row for row in rows if row.result.trained is not None):
+        of, look = row.result, style.series(row.colour)[:2]
+        cost = ArmCost(
+            of.trainable_parameters, seconds=of.seconds, memory_bytes=of.peak_memory_bytes
+        )
+        scored.append(FrontierPoint(row.label, *look, Interval(*row.band), cost))
     costs = {a: found for a in OF_RUNS if len(found := points(scored, a)) > 1}
     if not costs:
         return None
@@ -146,7 +144,7 @@ def points(scored: Sequence[FrontierPoint], axis: Axis) -> list[FrontierPoint]:
 def _draw(analysis: Analysis, axis: Axis, found: Sequence[FrontierPoint], narrow: bool) -> Figure:
     figure = blank(across(narrow), 5.6 if narrow else 4.6, fitted=True)
     axes = figure.subplots()
-    style.legend(figure, [kind.look for kind in present(analysis)])
+    style.legend(figure, looks(analysis))
     _panel(axes, axis, found, None if analysis.base is None else 100 * analysis.base.mean)
     axes.tick_params(labelsize=7)
     axes.set_xlabel(axis.title)
@@ -159,15 +157,14 @@ def _draw(analysis: Analysis, axis: Axis, found: Sequence[FrontierPoint], narrow
 
 
 def _panel(axes: Axes, axis: Axis, found: Sequence[FrontierPoint], base: float | None) -> None:
-    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+    from matplotlib.ticker import LogLocator
 
     low, high = found[0].x, found[-1].x
     if axis.log:
-        axes.set_xscale("log")
-        axes.set_xlim(low / 1.8, high * 1.8)
+        axes.set(xscale="log", xlim=(low / 1.8, high * 1.8))
         axes.xaxis.set_major_locator(LogLocator(subs=(1,) if high > 100 * low else (1, 2, 5)))
-        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: axis.text(value)))
-        axes.xaxis.set_minor_formatter(NullFormatter())
+        axes.xaxis.set_major_formatter(lambda value, _: axis.text(value))
+        axes.xaxis.set_minor_formatter("")
     else:
         room = 0.12 * (high - low) or 0.1 * high or 1.0
         axes.set_xlim(max(0.0, low - room), high + room)
@@ -190,9 +187,9 @@ def _panel(axes: Axes, axis: Axis, found: Sequence[FrontierPoint], base: float |
         look: dict[str, Any] = {"markeredgecolor": PAPER, "markeredgewidth": 0.8, "zorder": 3}
         look |= {"color": point.colour, "markersize": 10 if point.marker == "*" else 6.5}
         axes.vlines(point.x, *point.ends, color=point.colour, linewidth=1, alpha=0.6, zorder=2)
-        (mark,) = axes.plot(point.x, point.y, point.marker, **look)
         words = f"{axis.text(axis.value(point.cost))} {axis.title.partition(' (')[0]}"
-        tip(mark, f"{point.name}: {point.y:.1f} %, {words}")
+        look["gid"] = tip(f"{point.name}: {point.y:.1f} %, {words}")
+        axes.plot(point.x, point.y, point.marker, **look)
     if base is not None and base >= bottom:
         where = axes.get_yaxis_transform()
         axes.axhline(base, color=MUTED, linewidth=0.9, dashes=(4, 3), zorder=1)
