@@ -30,9 +30,9 @@ from modicum.report.read import (
     by_difficulty,
     held_groups,
     labels,
-    verdict,
 )
 from modicum.report.runs import headline
+from modicum.report.study.read import ShownText
 from modicum.report.words import printable
 from modicum.stats import Interval
 from modicum.types import UserError
@@ -330,7 +330,8 @@ def test_links_to_figures_and_data_beside_the_page(tmp_path, no_pdf):
 
 
 def test_what_is_right_and_not_marked_is_not_called_wrong():
-    assert [verdict(*v) for v in ((True, True), (False, True), (False, False), (False, None))] == [
+    pairs = ((True, True), (False, True), (False, False), (False, None))
+    assert [words.say("verdict", of=ShownText("", *pair)) for pair in pairs] == [
         *("right", "right, not marked", "wrong", "not right and marked")
     ]
 

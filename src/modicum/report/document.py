@@ -57,6 +57,7 @@ class Values(Piece):
 class Proofs(Piece):
     """What was proven of each run: (name, text)."""
 
+    name: str
     items: tuple[tuple[str, str], ...]
 
 
@@ -184,10 +185,10 @@ def browsed(
     return Browsed(tuple(found)) if found else None
 
 
-def proofs(items: Iterable[tuple[str, str | None]]) -> Proofs | None:
+def proofs(name: str, items: Iterable[tuple[str, str | None]]) -> Proofs | None:
     """What was proven of each run or arm; None where nothing was."""
     proven = tuple((run, proof) for run, proof in items if proof)
-    return Proofs(proven) if proven else None
+    return Proofs(name, proven) if proven else None
 
 
 def figure(text: str, draw: Draw, name: str | None = None, **values: Any) -> Figure:

@@ -45,7 +45,7 @@ def document(records: Sequence[RunRecord], title: str) -> doc.Document:
         firsts = {row.colour: (row.label, row.result.anatomy) for row in reversed(rows)}
         report.add(changes.figure([firsts[colour] for colour in sorted(firsts)]), numbers)
         report.note("weights")
-    proofs = doc.proofs((row.label, row.result.change_proof) for row in rows)
+    proofs = doc.proofs("", ((row.label, row.result.change_proof) for row in rows))
     report.section("proof", "Proof of what was trained", proofs)
     report.section("intervals", "How the intervals are computed")
     if rows:

@@ -48,7 +48,7 @@ def document(study: StudyRecord, title: str) -> doc.Document:
         report.fold(tests.name, tests, "tests")
     what = "Proof of what was trained, one seed of each arm"
     proven = ((a.name, study.curves[a.slug].change_proof) for a in arm_curves.arms(study))
-    report.fold(what, doc.proofs(proven))
+    report.fold(what, doc.proofs(what, proven))
     _settings(report, study)
     report.section("versions", "Versions and machine")
     if study.runs.environment:
