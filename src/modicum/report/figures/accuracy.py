@@ -87,13 +87,12 @@ def levels(analysis: Analysis) -> dict[str, int]:
 def rows(analysis: Analysis) -> Rows:
     """Name -> accuracy by level: the base, then the arms as the forest plot has them."""
     arms = [arm for arm in ranked(analysis) if arm.difficulty]
-    every = [v for a in arms for v in a.difficulty]
-    base = {_named(v.level): v.base for v in every if v.base is not None}
-    scores = [
-        {_named(v.level): v.accuracy for v in a.difficulty if v.accuracy is not None} for a in arms
-    ]
-    named = [("base", base)] if base else []
-    return named + [(arm.name, found) for arm, found in zip(arms, scores, strict=True)]
+    base = {_named(v.level): v.base for a in arms for v in a.difficulty if v.base is not None}
+    found: list[tuple[str, Mapping[str, float]]] = [("base", base)] if base else []
+    for arm in arms:
+        scored = (v for v in arm.difficulty if v.accuracy is not None)
+        found.append((arm.name, {_named(v.level): v.accuracy for v in scored}))
+    return found
 
 
 def _named(level: str) -> str:
@@ -107,8 +106,8 @@ def by_difficulty(
     if len(known) < 2:
         return None
     values = [f"{n} {', '.join(percent(of.get(k), 0) for k in known)}" for n, of in rows]
-    said = {"levels": list(known), "values": values, "what": what}
-    return document.figure("difficulty", partial(cells, known, rows, bold), **said)
+    draw = partial(cells, known, rows, bold)
+    return document.figure("difficulty", draw, levels=list(known), values=values, what=what)
 
 
 def cells(known: Mapping[str, int], rows: Rows, bold: str, narrow: bool) -> Figure:

@@ -17,7 +17,7 @@ from modicum.report.figures.curves import ACCURACY, AXES, PROBE, TRAINED, Line
 from modicum.report.read import Columns
 from modicum.report.study.read import CONTROL, ArmCurves, StudyRecord, family, shown
 from modicum.report.style import GRID, INK, MUTED, PAPER, STYLES, Axes, Figure, Look, blank, tip
-from modicum.report.words import brief, listed, rate, say
+from modicum.report.words import brief, rate, say
 from modicum.results import Analysis, ArmResult
 
 COLUMNS = 9  # side by side on a page
@@ -145,10 +145,10 @@ def gather(study: StudyRecord) -> tuple[dict[Metric, Lines], list[str], list[str
     found = curves.metrics(_columns(study), short=True)
     found = curves.untrained(found) if _probed(study) else found
     moving = {of: lines(study, of, points=INCH) for of, same in found.items() if not same}
-    few = [m for m, of in moving.items() if 2 * sum(map(bool, of.values())) < len(of)]
-    who = {m: [arm.name for arm in arms(study) if moving[m][arm.slug]] for m in few}
-    told = [f"{m.words} ({', '.join(names)})" for m, names in who.items()]
-    moving = {m: of for m, of in moving.items() if m not in who}
+    who = {m: [arm.name for arm in arms(study) if of[arm.slug]] for m, of in moving.items()}
+    few = {m: names for m, names in who.items() if 2 * len(names) < len(moving[m])}
+    told = [f"{m.words} ({', '.join(names)})" for m, names in few.items()]
+    moving = {m: of for m, of in moving.items() if m not in few}
     return moving, [same for same in found.values() if same], told
 
 
@@ -159,8 +159,7 @@ def signals(study: StudyRecord) -> document.Figure | None:
         return None
     known = ((metric, found.get(control.slug)) for metric, found in moving.items())
     ends = [f"{metric.words} {line.ends()}" for metric, line in known if line]
-    names = listed([metric.words for metric in moving])
-    values = {"names": names, "ends": ends, "control": control.name, "still": still, "few": few}
+    values = {"moving": moving, "ends": ends, "control": control.name, "still": still, "few": few}
     return document.figure("signals", partial(_draw_signals, study, moving), **values)
 
 

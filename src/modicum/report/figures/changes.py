@@ -85,7 +85,5 @@ def measures(found: Sequence[Anatomy | None], few: bool = False) -> list[tuple[s
     known = [a for a in found if a is not None]
     if not known:
         return []
-    keys = ["0"] if few else [key for key in known[0].changed if key != "bf16"]
-    parts = ["attention", "mlp"] if few else list(dict.fromkeys(n for a in known for n in a.parts))
-    rows = document.measured("anatomy.txt", found, keys=keys, parts=parts, few=few)
+    rows = document.measured("anatomy.txt", found, known=known, few=few)
     return [row for row in rows if set(row[1]) != {NONE} or not row[0].startswith(WHERE_KNOWN)]

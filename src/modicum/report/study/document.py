@@ -13,13 +13,15 @@ METHOD = ("data", "difference", "margin", "retention", "not_claimed")  # section
 def document(study: StudyRecord, title: str) -> doc.Document:
     """All that is to be said about the study."""
     analysis, report = study.analysis, Builder()
-    report.section("result", "Result", forest.differences(analysis), arms_table(analysis))
+    arms = table("The arms, the best first", "arm.txt", analysis, wrap=True)
+    report.section("result", "Result", forest.differences(analysis), arms)
     report.note("ratios", analysis=analysis)
     said = [say("arm", arm=arm) for arm in ranked(analysis)]
     if said := [text for text in said if not text.endswith("`:")]:
         report.fold("The arms in words", doc.Bullets(tuple(said)))
     report.section("cost", "Accuracy and cost", *frontier.figures(analysis))
-    report.fold("What the arms cost, in numbers", costs_table(analysis), "means")
+    costs = table("What the arms cost", "cost.txt", analysis, plain=True)
+    report.fold("What the arms cost, in numbers", costs, "means")
     levels, rows = accuracy.levels(analysis), accuracy.rows(analysis)
     problems = f"{analysis.split} problems, mean over seeds"
     what = f"{analysis.primary.capitalize()} (%) by the difficulty of the {problems}"
@@ -103,17 +105,8 @@ def _settings(report: Builder, study: StudyRecord) -> None:
     report.fold("The settings of the study", doc.Values("", doc.flattened(design)))
 
 
-def arms_table(analysis: Analysis) -> Table:
-    """A row for each arm: verdict, share, accuracy, difference, retention, cost, rate, seeds."""
-    return _of_arms("The arms, the best first", "arm.txt", analysis, wrap=True)
-
-
-def costs_table(analysis: Analysis) -> Table:
-    """What every arm used, as measured: means over its seeds."""
-    return _of_arms("What the arms cost", "cost.txt", analysis, plain=True)
-
-
-def _of_arms(title: str, template: str, analysis: Analysis, **how: bool) -> Table:
+def table(title: str, template: str, analysis: Analysis, **how: bool) -> Table:
+    """A row for each arm, the best first, with the columns that a template makes of it."""
     columns = {"arm": [arm_cell(analysis, arm) for arm in ranked(analysis)]}
     columns |= doc.sortable(template, ranked(analysis), analysis=analysis)
     return doc.table(title, list(columns), zip(*columns.values(), strict=True), **how)
