@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from modicum.report.words import say
 from modicum.types import Frozen
 from modicum.updates.layout import Place, layout
 
@@ -122,14 +123,9 @@ def alarm(changes: Sequence[Change], rank: int | None, rewards: Sequence[float])
     adapter's, the most that a change can have; `rewards` the mean one of every step."""
     wide = [c for c in changes if min(c.full_rank or 0, rank or MANY) >= MANY]
     found = [(c.participation_ratio, c.name) for c in wide if c.participation_ratio]
-    few = sorted(one for one in found if one[0] < FEW)
-    if not few or not (fall := fallen(rewards)):
-        return ""
-    (ratio, least), *_ = few
-    fell = f"the reward fell from {fall[0]:.3g} to {fall[1]:.3g}"
-    which = f"{len(few)} of {len(found)} changes that may have rank {MANY} or more"
-    what = f"fewer than {FEW} directions (least: {least}, participation ratio {ratio:.2g})"
-    return f"{fell}, and {which} keep to {what}: a collapse (docs/anatomy.md)"
+    few, fall = sorted(one for one in found if one[0] < FEW), fallen(rewards)
+    limits = {"many": MANY, "least": FEW}
+    return say("collapse", fall=fall, few=few, found=found, **limits) if few and fall else ""
 
 
 def fallen(rewards: Sequence[float]) -> tuple[float, float] | None:

@@ -55,7 +55,8 @@ class FrontierPoint(NamedTuple):
     accuracy: Interval
     cost: Any
     placebo: bool = False
-    x: float = 0.0  # that cost on an axis
+    x: float = 0.0  # that cost on an axis, and as it is written
+    text: str = ""
     best: bool = False  # whether it is on the frontier
 
     @property
@@ -85,8 +86,7 @@ def figures(analysis: Analysis) -> list[document.Figure]:
     for axis in AXES:
         found = points(scored, axis)
         if len(found) > 1:
-            costs = [(p, axis.text(axis.value(p.cost))) for p in found if p.best]
-            best = [f"{p.name} ({text}, {p.y:.1f} %)" for p, text in costs]
+            best = [f"{p.name} ({p.text}, {p.y:.1f} %)" for p in found if p.best]
             name, draw = f"accuracy-{axis.name}", partial(_draw, analysis, axis, found)
             values = {"axis": axis, "best": best, "primary": analysis.primary.capitalize()}
             made.append(document.figure("frontier", draw, name, **values))
@@ -129,7 +129,7 @@ def points(scored: Sequence[FrontierPoint], axis: Axis) -> list[FrontierPoint]:
     None is best where there are fewer than three costs, or all are within `APART` of the least."""
     costs = ((found, axis.value(found.cost)) for found in scored)
     known = ((p, cost) for p, cost in costs if cost is not None and (cost > 0 or not axis.log))
-    placed = [found._replace(x=cost / axis.unit) for found, cost in known]
+    placed = [p._replace(x=cost / axis.unit, text=axis.text(cost)) for p, cost in known]
     made, highest = [], -math.inf
     costs = [found.x for found in placed if not found.placebo]
     # Two points, or costs that are nearly the same, have no frontier that is worth a line.
@@ -187,7 +187,7 @@ def _panel(axes: Axes, axis: Axis, found: Sequence[FrontierPoint], base: float |
         look: dict[str, Any] = {"markeredgecolor": PAPER, "markeredgewidth": 0.8, "zorder": 3}
         look |= {"color": point.colour, "markersize": 10 if point.marker == "*" else 6.5}
         axes.vlines(point.x, *point.ends, color=point.colour, linewidth=1, alpha=0.6, zorder=2)
-        words = f"{axis.text(axis.value(point.cost))} {axis.title.partition(' (')[0]}"
+        words = f"{point.text} {axis.title.partition(' (')[0]}"
         look["gid"] = tip(f"{point.name}: {point.y:.1f} %, {words}")
         axes.plot(point.x, point.y, point.marker, **look)
     if base is not None and base >= bottom:

@@ -57,13 +57,9 @@ def document(study: StudyRecord, title: str) -> doc.Document:
         report.note("versions", several=study.runs.environments)
         report.values("", study.runs.environment)
     report.repeat(analysis.repeat)
-    absent = [a.name for a in analysis.arms if a.folders and a.slug not in study.curves]
-    absent = absent if study.curves else absent and ["any arm"]
-    facts = say("facts", analysis=analysis)
-    notes = (facts, say("missing", absent=absent)) if absent else (facts,)
-    return doc.Document(
-        title, analysis.question, analysis.conclusion, notes, report.sections(), study.files
-    )
+    notes = (say("facts", analysis=analysis), say("missing", study=study))
+    said = (title, analysis.question, analysis.conclusion, notes)
+    return doc.Document(*said, report.sections(), study.files)
 
 
 def _weights(report: Builder, study: StudyRecord) -> None:
