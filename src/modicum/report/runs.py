@@ -62,10 +62,10 @@ def document(records: Sequence[RunRecord], title: str) -> doc.Document:
     report.repeat([command.format(*map(shlex.quote, places)) for places in again])
     pairs = zip(names, records, strict=True)
     unfinished = [f"{n}, {Status(r.folder).so_far}" for n, r in pairs if r.result is None]
-    notes = (say("unfinished", found=unfinished), say("unequal", rows=rows))
+    notes = filter(None, (say("unfinished", found=unfinished), say("unequal", rows=rows)))
     files = ("result.json", "metrics.jsonl", "samples.jsonl", "config.toml")
     data = tuple(r.folder / name for r in records for name in files)
-    return doc.Document(title, headline(rows), "", notes, report.sections(), data)
+    return doc.Document(title, headline(rows), "", tuple(notes), report.sections(), data)
 
 
 def headline(rows: Sequence[RunRow]) -> str:

@@ -57,8 +57,10 @@ def document(study: StudyRecord, title: str) -> doc.Document:
         report.note("versions", several=study.runs.environments)
         report.values("", study.runs.environment)
     report.repeat(analysis.repeat)
-    notes = (say("facts", analysis=analysis), say("missing", study=study))
-    said = (title, analysis.question, analysis.conclusion, notes)
+    absent = [a.name for a in analysis.arms if a.folders and a.slug not in study.curves]
+    absent = absent if study.curves else absent and ["any arm"]
+    notes = filter(None, (say("facts", analysis=analysis), say("missing", absent=absent)))
+    said = (title, analysis.question, analysis.conclusion, tuple(notes))
     return doc.Document(*said, report.sections(), study.files)
 
 
