@@ -142,8 +142,8 @@ def fallen(rewards: Sequence[float]) -> tuple[float, float] | None:
 def summary(changes: Sequence[Change], dtype: str) -> dict[str, Any]:
     """The run's anatomy as `result.json` holds it (docs/anatomy.md); `dtype` is that of the run."""
     numbers = sorted({c.layer for c in changes if c.layer is not None})
-    parts = [p for p in (*INSIDE, *OUTSIDE) if any(c.part == p for c in changes)]
-    by_part = {part: [c for c in changes if c.part == part] for part in parts}
+    by_part = {part: [c for c in changes if c.part == part] for part in (*INSIDE, *OUTSIDE)}
+    by_part = {part: of for part, of in by_part.items() if of}
     by_layer = {n: [c for c in changes if c.layer == n] for n in numbers}
     return {
         "dtype": dtype,

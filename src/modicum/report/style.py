@@ -81,25 +81,22 @@ def legend(figure: Figure, looks: Iterable[Look], base: bool = False) -> None:
     """Above the panels, where the figure grows for further lines; `base` adds the dashed one."""
     from matplotlib.lines import Line2D
 
-    names, *parts = zip(*looks, strict=True)
-    handles = [
-        Line2D([], [], color=colour, lw=1.7, ls=line, marker=marker, markersize=4.5)
-        for colour, marker, line in zip(*parts, strict=True)
-    ]
-    names = list(names)
+    shown = {
+        text: Line2D([], [], color=colour, lw=1.7, ls=line, marker=marker, markersize=4.5)
+        for text, colour, marker, line in looks
+    }
     if base:
-        handles.append(Line2D([], [], color=INK, linewidth=0.9, dashes=(4, 3)))
-        names.append("base, held out")
+        shown["base, held out"] = Line2D([], [], color=INK, linewidth=0.9, dashes=(4, 3))
     # The handle takes half an inch; what does not fit goes to a further line.
     width, height = figure.get_size_inches()
-    room = width - 0.6 if len(names) <= 6 else min(width - 0.6, 2.2)
-    names = [wrapped(label, room) for label in names]
+    room = width - 0.6 if len(shown) <= 6 else min(width - 0.6, 2.2)
+    names = [wrapped(label, room) for label in shown]
     lines = [label.split("\n") for label in names]
     letters = max(len(line) for label in lines for line in label) + 6
     columns = max(1, min(len(names), int(14 * width / letters)))
     tall = -(-len(names) // columns) * max(map(len, lines))
     figure.set_size_inches(width, height + LINE * (tall - 1))
-    figure.legend(handles, names, loc="outside upper left", ncols=columns)
+    figure.legend(shown.values(), names, loc="outside upper left", ncols=columns)
 
 
 class Drawn(NamedTuple):

@@ -45,15 +45,6 @@ class RunRow(NamedTuple):
         base, trained = self.result.base, self.result.trained
         return getattr(base, name, math.nan), getattr(trained, name, math.nan)
 
-    @property
-    def band(self) -> tuple[float, float, float]:
-        """The trained model's accuracy and the ends of its interval, or NaN."""
-        return self.scores("accuracy")[1], self.scores("low")[1], self.scores("high")[1]
-
-    def change(self, name: str, form: str = "percent") -> str:
-        """`base → trained` of a number of the evaluations in a form of `words`; or dashes."""
-        return n.ARROW.join(map(getattr(n, form), self.scores(name)))
-
 
 def results(records: Sequence[RunRecord]) -> list[RunRow]:
     """A row for each run that has a result, in the order given."""

@@ -126,14 +126,13 @@ def figures(records: Sequence[RunRecord], base: Sequence[float]) -> list[documen
         axes = [axis for axis in AXES if _lines(records, main, axis)]
         dashed = sorted({100 * b for b in base}) if main.key == ACCURACY else []
         draw = partial(_draw, records, [(main, axis) for axis in axes], dashed)
-        said = {"axes": listed([AXES[axis] for axis in axes]), "title": main.title}
+        values |= {"axes": [AXES[axis] for axis in axes], "title": main.title}
         values |= {"dashed": dashed, "words": _words(records, main)}
-        made.append(document.figure("learning", draw, **values, **said))
+        made.append(document.figure("learning", draw, **values))
     if rest:
         draw = partial(_draw, records, [(metric, "step") for metric in rest], [])
-        said = {"titles": ", ".join(m.words for m in rest)}
-        values["words"] = _words(records, rest[0])
-        made.append(document.figure("training", draw, **values, **said))
+        values |= {"titles": [m.words for m in rest], "words": _words(records, rest[0])}
+        made.append(document.figure("training", draw, **values))
     return made
 
 

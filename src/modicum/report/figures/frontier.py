@@ -96,12 +96,11 @@ def figures(analysis: Analysis) -> list[document.Figure]:
 def figure(rows: Sequence[RunRow]) -> document.Figure | None:
     """The accuracy of runs against each cost, where there are runs to compare."""
     scored = []
-    for row in (row for row in rows if row.result.trained is not None):
-        of, look = row.result, style.series(row.colour)[:2]
-        cost = ArmCost(
-            of.trainable_parameters, seconds=of.seconds, memory_bytes=of.peak_memory_bytes
-        )
-        scored.append(FrontierPoint(row.label, *look, Interval(*row.band), cost))
+    for row, r in ((row, row.result) for row in rows if row.result.trained is not None):
+        band = (row.scores(name)[1] for name in ("accuracy", "low", "high"))
+        cost = ArmCost(r.trainable_parameters, seconds=r.seconds, memory_bytes=r.peak_memory_bytes)
+        look = style.series(row.colour)[:2]
+        scored.append(FrontierPoint(row.label, *look, Interval(*band), cost))
     costs = {a: found for a in OF_RUNS if len(found := points(scored, a)) > 1}
     if not costs:
         return None
@@ -248,8 +247,8 @@ def arrange(
 ) -> tuple[Boxes, list[bool]]:
     """A box for the label (width, height) of every point, and whether it needs a line to it.
 
-    Greedy with repair: the most crowded first, then each anew where it costs least, until nothing
-    moves. `obstacles` are kept clear where possible."""
+    Greedy with repair: the most crowded first, then each anew where it costs least, `ROUNDS` in all.
+    `obstacles` are kept clear where possible."""
     distances, angles = np.meshgrid(DISTANCES, np.radians(np.arange(0, 360, 15)), indexing="ij")
     steps, across, up = distances.ravel(), np.cos(angles).ravel(), np.sin(angles).ravel()
     # To the right is where a reader looks first, above next.
@@ -267,13 +266,9 @@ def arrange(
         costs.append(taste + 60 * outside + 40 * overlap(boxes, fixed).sum(1))
     crowd = (np.hypot(*(at[:, None] - at).T) < 0.8).sum(0)
     chosen: dict[int, int] = {}
-    for _ in range(ROUNDS):
-        before = dict(chosen)
-        for i in sorted(range(len(points)), key=lambda i: (-crowd[i], points[i])):
-            others = [choices[j][place] for j, place in chosen.items() if j != i]
-            chosen[i] = int(np.argmin(costs[i] + 60 * overlap(choices[i], others).sum(1)))
-        if chosen == before:
-            break
+    for i in ROUNDS * sorted(range(len(points)), key=lambda i: (-crowd[i], points[i])):
+        others = [choices[j][place] for j, place in chosen.items() if j != i]
+        chosen[i] = int(np.argmin(costs[i] + 60 * overlap(choices[i], others).sum(1)))
     found = [chosen[i] for i in range(len(points))]
     boxes = np.array([choices[i][place] for i, place in enumerate(found)])
     return boxes, [bool(steps[place] > LINE_FROM) for place in found]
