@@ -4,6 +4,7 @@ A text may hold `code` in backticks. What a model wrote stands in `Sample`s alon
 
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -171,12 +172,12 @@ def browsed(
     """What each side (name, number of its colour, texts) wrote on each problem (key, question, gold).
 
     The problems end where the page would grow too large; None without any."""
-    found, letters = [], 0
+    found, letters, about = [], 0, partial(say, "verdict")
     for key, question, gold in problems:
-        known = [(name, series, texts[key]) for name, series, texts in sides if key in texts]
         written = tuple(
-            Written(*side, tuple(Sample(t.completion, say("verdict", of=t)) for t in texts))
-            for *side, texts in known
+            Written(name, series, tuple(Sample(t.completion, about(of=t)) for t in texts[key]))
+            for name, series, texts in sides
+            if key in texts
         )
         letters += sum(len(s.completion[:LETTERS_SHOWN]) for one in written for s in one.samples)
         if found and letters > LETTERS_BROWSED:

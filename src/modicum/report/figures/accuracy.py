@@ -90,8 +90,8 @@ def rows(analysis: Analysis) -> Rows:
     base = {_named(v.level): v.base for a in arms for v in a.difficulty if v.base is not None}
     found: list[tuple[str, Mapping[str, float]]] = [("base", base)] if base else []
     for arm in arms:
-        scored = (v for v in arm.difficulty if v.accuracy is not None)
-        found.append((arm.name, {_named(v.level): v.accuracy for v in scored}))
+        scores = {_named(v.level): v.accuracy for v in arm.difficulty if v.accuracy is not None}
+        found.append((arm.name, scores))
     return found
 
 
