@@ -76,10 +76,8 @@ def _bars(entries: Sequence[tuple[str, str, Evaluation]], narrow: bool) -> Figur
 def levels(analysis: Analysis) -> dict[str, int]:
     """Level -> number of problems, easy ones first (as numbers where they are)."""
     found = {_named(lv.level): lv.problems for arm in analysis.arms for lv in arm.difficulty}
-    names = list(SOLVED.values())
-    if set(found) <= set(names):
-        return {level: found[level] for level in names if level in found}
-    numbers = {level: float(level) for level in found if level.replace(".", "", 1).isdigit()}
+    numbers = {name: float(place) for place, name in enumerate(SOLVED.values())}
+    numbers |= {level: float(level) for level in found if level.replace(".", "", 1).isdigit()}
     order = sorted(found, key=lambda level: (level not in numbers, numbers.get(level, 0.0), level))
     return {level: found[level] for level in order}
 

@@ -215,11 +215,11 @@ def _samples(folder: Path, analysis: Analysis) -> dict[str, Any]:
         if letters > LETTERS_KEPT:
             break
         rows = {name: found[key] for name, found in texts.items() if key in found}
-        wrote = {
-            slug: ShownText(r.completion[cut], r.strict, r.lenient) for slug, r in rows.items()
+        kept = {
+            slug: asdict(ShownText(r.completion[cut], r.strict, r.lenient))
+            for slug, r in rows.items()
         }
-        letters += sum(len(text.completion) for text in wrote.values())
-        kept = {slug: asdict(text) for slug, text in wrote.items()}
+        letters += sum(len(text["completion"]) for text in kept.values())
         problems.append({"question": row.question[cut], "gold": row.gold[cut], "texts": kept})
     rule = say("rule", problems=len(problems), split=analysis.split)
     return {"rule": rule, "problems": problems} if problems else {}
