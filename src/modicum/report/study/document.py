@@ -23,8 +23,7 @@ def document(study: StudyRecord, title: str) -> doc.Document:
     costs = table("What the arms cost", "cost.txt", analysis, plain=True)
     report.fold("What the arms cost, in numbers", costs, "means")
     levels, rows = accuracy.levels(analysis), accuracy.rows(analysis)
-    problems = f"{analysis.split} problems, mean over seeds"
-    what = f"{analysis.primary.capitalize()} (%) by the difficulty of the {problems}"
+    what = say("arm_difficulty", analysis=analysis)
     figure = accuracy.by_difficulty(levels, rows, what, bold=analysis.control)
     report.section("difficulty", "By difficulty", figure)
     curves = arm_curves.figures(study)
