@@ -30,9 +30,9 @@ from modicum.report.read import (
     by_difficulty,
     held_groups,
     labels,
-    verdict,
 )
 from modicum.report.runs import headline
+from modicum.report.study.read import ShownText
 from modicum.report.words import printable
 from modicum.stats import Interval
 from modicum.types import UserError
@@ -130,7 +130,8 @@ def test_missing_file_is_named(tmp_path, file):
 
 def test_table_shows_the_numbers_of_the_results(runs):
     rows = tables.results([load(folder) for folder in runs])
-    assert tables.cells(rows[1]) == (
+    table = tables.table(rows)
+    assert tuple(cell.text for cell in table.rows[1]) == (
         "last(1)",
         "123,456 (10.0%)",
         "12.3 → 34.6 [31.6, 37.6]",
@@ -140,7 +141,7 @@ def test_table_shows_the_numbers_of_the_results(runs):
         "654",
         "1.50 GiB",
     )
-    text = page.markdown(Document("T", "", "", (), (Section("r", "R", (tables.table(rows),)),)), "")
+    text = page.markdown(Document("T", "", "", (), (Section("r", "R", (table,)),)), "")
     assert text.count("\n|") == 5
     assert "\n" + r"| `last(1)` | 123,456 (10.0%) | 12.3 → 34.6 \[31.6, 37.6] |" in text
 
@@ -158,7 +159,7 @@ def test_table_without_a_measure_shows_a_dash(tmp_path):
     folder = make(tmp_path, "full")
     (folder / "result.json").write_text('{"update": "full", "base": null, "trained": null}')
     (row,) = tables.results([load(folder)])
-    assert tables.cells(row)[2] == "— → —"
+    assert tables.sortable("row.txt", [row], number=words.count)[1][1][0].text == "— → —"
     assert accuracy.figure([row]) is None and frontier.figure([row]) is None
 
 
@@ -330,7 +331,8 @@ def test_links_to_figures_and_data_beside_the_page(tmp_path, no_pdf):
 
 
 def test_what_is_right_and_not_marked_is_not_called_wrong():
-    assert [verdict(*v) for v in ((True, True), (False, True), (False, False), (False, None))] == [
+    pairs = ((True, True), (False, True), (False, False), (False, None))
+    assert [words.say("verdict", of=ShownText("", *pair)) for pair in pairs] == [
         *("right", "right, not marked", "wrong", "not right and marked")
     ]
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 
@@ -32,6 +31,7 @@ from modicum.report.document import (
     flattened,
     table,
 )
+from modicum.report.study.read import ShownText
 from modicum.report.style import Drawn
 
 FIGURE = Figure("bars", "Two bars", "What they are.", lambda narrow: pytest.fail("not drawn"))
@@ -108,7 +108,7 @@ def test_what_can_be_browsed_ends_no_script_and_is_whole() -> None:
 
 
 def test_a_page_of_many_long_completions_stays_small() -> None:
-    text = SimpleNamespace(completion="x" * 5000, about="right")
+    text = ShownText("x" * 5000, strict=True)
     problems = [(str(n), "q", "a") for n in range(1000)]
     found = browsed(problems, [("base", None, {key: [text] for key, *_ in problems})])
     assert found is not None and len(found.problems) == 200

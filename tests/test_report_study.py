@@ -23,8 +23,8 @@ from modicum.report.figures import accuracy, forest, frontier
 from modicum.report.figures import arm_curves as curves
 from modicum.report.figures.curves import TRAINED, line
 from modicum.report.study import read
-from modicum.report.study.document import arms_table
 from modicum.report.study.document import document as document_of
+from modicum.report.study.document import table
 from modicum.report.study.read import StudyRecord
 from modicum.report.style import styled
 from modicum.results import Analysis, ArmResult
@@ -376,7 +376,7 @@ def test_backticks_mark_code() -> None:
 
 
 def test_the_table_sorts_by_numbers(large: Analysis) -> None:
-    found = arms_table(large)
+    found = table("arms", "arm.txt", large)
     column = found.heads.index("difference, 90 %")
     texts = {row[0].text: row[column] for row in found.rows}
     cell, arm = texts["bitfit"], arm_of(large, "bitfit")

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from modicum.report.words import say
 from modicum.types import Frozen
 from modicum.updates.layout import Place, layout
 
@@ -122,14 +123,9 @@ def alarm(changes: Sequence[Change], rank: int | None, rewards: Sequence[float])
     adapter's, the most that a change can have; `rewards` the mean one of every step."""
     wide = [c for c in changes if min(c.full_rank or 0, rank or MANY) >= MANY]
     found = [(c.participation_ratio, c.name) for c in wide if c.participation_ratio]
-    few = sorted(one for one in found if one[0] < FEW)
-    if not few or not (fall := fallen(rewards)):
-        return ""
-    (ratio, least), *_ = few
-    fell = f"the reward fell from {fall[0]:.3g} to {fall[1]:.3g}"
-    which = f"{len(few)} of {len(found)} changes that may have rank {MANY} or more"
-    what = f"fewer than {FEW} directions (least: {least}, participation ratio {ratio:.2g})"
-    return f"{fell}, and {which} keep to {what}: a collapse (docs/anatomy.md)"
+    few, fall = sorted(one for one in found if one[0] < FEW), fallen(rewards)
+    limits = {"many": MANY, "least": FEW}
+    return say("collapse", fall=fall, few=few, found=found, **limits) if few and fall else ""
 
 
 def fallen(rewards: Sequence[float]) -> tuple[float, float] | None:
@@ -146,8 +142,8 @@ def fallen(rewards: Sequence[float]) -> tuple[float, float] | None:
 def summary(changes: Sequence[Change], dtype: str) -> dict[str, Any]:
     """The run's anatomy as `result.json` holds it (docs/anatomy.md); `dtype` is that of the run."""
     numbers = sorted({c.layer for c in changes if c.layer is not None})
-    parts = [p for p in (*INSIDE, *OUTSIDE) if any(c.part == p for c in changes)]
-    by_part = {part: [c for c in changes if c.part == part] for part in parts}
+    by_part = {part: [c for c in changes if c.part == part] for part in (*INSIDE, *OUTSIDE)}
+    by_part = {part: of for part, of in by_part.items() if of}
     by_layer = {n: [c for c in changes if c.layer == n] for n in numbers}
     return {
         "dtype": dtype,

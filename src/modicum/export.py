@@ -64,9 +64,8 @@ def export_run(
         if format == "adapter":
             adapter = adapter_of(prepared, run, past.update)
             again = load(past.model, past.compute.device, past.compute.dtype, past.trust, past.base)
-            again.identity.require(
-                session.identity.bare.hashes, f"{run} was trained on", past.model
-            )
+            what = f"{run} was trained on"
+            again.identity.require(session.identity.bare.hashes, what, past.model)
             bare: Any = again.model
             bare = bare.unload() if hasattr(bare, "unload") else bare
             difference = export_adapter(adapter, policy, bare, at, source.known_as)

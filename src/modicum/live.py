@@ -26,22 +26,16 @@ CURVES = ("reward/mean", "kept/reward", "reward/accuracy", "completions/length_m
 CURVES += ("policy/entropy", "groups/no_signal")
 POINTS = 120
 BARS = "▁▂▃▄▅▆▇█"
-GROUPS, MEMBERS, LETTERS = 2, 8, 600  # what is shown of the last step
+GROUPS, MEMBERS = 2, 8  # what is shown of the last step
 
 
 def _curve(title: str, x: Sequence[float], y: Sequence[float]) -> dict[str, Any]:
-    last, size = n.general(y[-1]), math.ceil(len(y) / POINTS)
+    last, size = y[-1], math.ceil(len(y) / POINTS)
     chunks = [slice(k, k + size) for k in range(0, len(y), size)]
     x, y = [x[c][-1] for c in chunks], [sum(y[c]) / len(y[c]) for c in chunks]
     low, high = min(y), max(y)
-    wide, tall = x[-1] - x[0] or 1, high - low or 1
-    # The box of the line, which is stretched to its place, and its points.
-    points = " ".join(f"{x},{-y:.6g}" for x, y in zip(x, y, strict=True))
-    svg = f"{x[0]} {-low - tall:.6g} {wide} {tall:.6g}", points
-    blocks = [BARS[round((v - low) / tall * 7)] for v in y]
-
-    span = f"{n.general(low)} to {n.general(high)}"
-    made = {"title": title, "last": last, "range": span, "svg": svg}
+    blocks = [BARS[round((v - low) / (high - low or 1) * 7)] for v in y]
+    made = {"title": title, "last": n.general(last), "x": x, "y": y, "low": low, "high": high}
     return made | {"bars": lambda wide: "".join(blocks[k * len(y) // wide] for k in range(wide))}
 
 
@@ -60,8 +54,8 @@ def _shown(found: Status) -> dict[str, Any]:
     groups = [list(rows)[:MEMBERS] for _, rows in groupby(samples, lambda row: row["question"])]
     curves = [_curve(title, *zip(*pairs, strict=True)) for pairs, title in seen.items()]
     shown = {"found": found, "values": found.values, "groups": groups[:GROUPS], "n": n}
-    shown |= {"letters": LETTERS, "every": SECONDS, "curves": curves}
-    return shown | {"decisions": found.last("decisions.jsonl", 3)}
+    decisions = found.last("decisions.jsonl", 3)
+    return shown | {"decisions": decisions, "every": SECONDS, "curves": curves}
 
 
 def view(found: Status, width: int, height: int, doing: str = "") -> Group:

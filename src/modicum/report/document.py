@@ -4,6 +4,7 @@ A text may hold `code` in backticks. What a model wrote stands in `Sample`s alon
 
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -18,7 +19,7 @@ LETTERS_SHOWN = 1500  # of a question, a completion, a setting
 COLUMNS_SHOWN = 4  # runs side by side; more are rows
 LETTERS_BROWSED = 300_000  # of completions that a page can show
 T = TypeVar("T", bound="Piece")
-# By problem: texts, each a `completion` and what is to be said `about` it.
+# By problem: texts, each a `completion` with its verdicts, `strict` and `lenient`.
 Texts = Mapping[str, Any]
 Draw = Callable[[bool], Drawing]
 Measures = Sequence[tuple[str, Sequence[str]]]  # name -> a text for each run
@@ -171,10 +172,10 @@ def browsed(
     """What each side (name, number of its colour, texts) wrote on each problem (key, question, gold).
 
     The problems end where the page would grow too large; None without any."""
-    found, letters = [], 0
+    found, letters, about = [], 0, partial(say, "verdict")
     for key, question, gold in problems:
         written = tuple(
-            Written(name, series, tuple(Sample(t.completion, t.about) for t in texts[key]))
+            Written(name, series, tuple(Sample(t.completion, about(of=t)) for t in texts[key]))
             for name, series, texts in sides
             if key in texts
         )
@@ -183,6 +184,12 @@ def browsed(
             break
         found.append(SideBySide(question, written, gold))
     return Browsed(tuple(found)) if found else None
+
+
+def proofs(name: str, items: Iterable[tuple[str, str | None]]) -> Proofs | None:
+    """What was proven of each run or arm; None where nothing was."""
+    proven = tuple((run, proof) for run, proof in items if proof)
+    return Proofs(name, proven) if proven else None
 
 
 def figure(text: str, draw: Draw, name: str | None = None, **values: Any) -> Figure:
@@ -262,11 +269,6 @@ class Builder:
         self.add(Values(name, own) if own else None)
         rest = {n: v for n, v in every.items() if n not in own}
         self.fold(f"{len(rest)} more, as by default", Values("", rest) if rest else None)
-
-    def proofs(self, name: str, items: Iterable[tuple[str, str | None]]) -> Proofs | None:
-        """What was proven of each run or arm; None where nothing was."""
-        proven = tuple((run, proof) for run, proof in items if proof)
-        return Proofs(name, proven) if proven else None
 
     def repeat(self, lines: Sequence[str]) -> None:
         """The commands that make it again."""

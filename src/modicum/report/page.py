@@ -100,10 +100,8 @@ def html(document: Document, drawn: Mapping[str, Drawn], to: Places | None = Non
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     template, css = words.environment().get_template("page.html"), words.file("page.css").strip()
     values = {"css": Markup(css), "script": Markup(script), "script_hash": f"sha256-{digest}"}
-    beside = (
-        {"data": linked(document, to.report.parent), "to": to} if to else {"data": [], "to": to}
-    )
-    return template.render(document=document, drawn=drawn, **values, **beside)
+    data = linked(document, to.report.parent) if to else []
+    return template.render(document=document, drawn=drawn, data=data, to=to, **values)
 
 
 def linked(document: Document, folder: Path) -> list[str]:

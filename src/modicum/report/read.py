@@ -53,13 +53,6 @@ class HeldCompletion(Frozen):
     difficulty: float | None = None
     lenient: bool | None = None
 
-    @property
-    def about(self) -> str:
-        """The verdict and the length in words."""
-        how = "greedy: " if self.sample == "greedy" else ""
-        end = "" if self.finished else ", cut at the limit"
-        return f"{how}{verdict(self.strict, self.lenient)}, {self.num_tokens} tokens{end}"
-
 
 class RunRecord(Frozen):
     """One run folder; `metrics` has columns of one length by step, NaN where a step did not log it."""
@@ -141,8 +134,8 @@ def labels(records: Sequence[RunRecord]) -> list[str]:
 
 def colours(records: Sequence[RunRecord]) -> list[int]:
     """For each run the number of its update, in order of appearance: seeds share a colour."""
-    order = {update: i for i, update in enumerate(dict.fromkeys(r.update for r in records))}
-    return [order[record.update] for record in records]
+    order = list(dict.fromkeys(record.update for record in records))
+    return [order.index(record.update) for record in records]
 
 
 class HeldGroup(NamedTuple):
@@ -169,13 +162,6 @@ def held_groups(records: Sequence[RunRecord]) -> list[HeldGroup]:
         numbers, trained = zip(*runs, strict=True)
         made.append(HeldGroup(base, numbers, trained))
     return made
-
-
-def verdict(strict: bool, lenient: bool | None) -> str:
-    """Both readings in words; None: it is not known what the lenient one says."""
-    if strict:
-        return "right"
-    return {True: "right, not marked", False: "wrong", None: "not right and marked"}[lenient]
 
 
 def by_problem(rows: Iterable[HeldCompletion]) -> dict[str, list[HeldCompletion]]:

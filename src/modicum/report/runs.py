@@ -45,7 +45,7 @@ def document(records: Sequence[RunRecord], title: str) -> doc.Document:
         firsts = {row.colour: (row.label, row.result.anatomy) for row in reversed(rows)}
         report.add(changes.figure([firsts[colour] for colour in sorted(firsts)]), numbers)
         report.note("weights")
-    proofs = report.proofs("", ((row.label, row.result.change_proof) for row in rows))
+    proofs = doc.proofs("", ((row.label, row.result.change_proof) for row in rows))
     report.section("proof", "Proof of what was trained", proofs)
     report.section("intervals", "How the intervals are computed")
     if rows:
@@ -62,11 +62,10 @@ def document(records: Sequence[RunRecord], title: str) -> doc.Document:
     report.repeat([command.format(*map(shlex.quote, places)) for places in again])
     pairs = zip(names, records, strict=True)
     unfinished = [f"{n}, {Status(r.folder).so_far}" for n, r in pairs if r.result is None]
-    notes = (f"No result yet: {'; '.join(unfinished)}.",) if unfinished else ()
-    notes += (unequal,) if (unequal := say("unequal", rows=rows)) else ()
+    notes = filter(None, (say("unfinished", found=unfinished), say("unequal", rows=rows)))
     files = ("result.json", "metrics.jsonl", "samples.jsonl", "config.toml")
     data = tuple(r.folder / name for r in records for name in files)
-    return doc.Document(title, headline(rows), "", notes, report.sections(), data)
+    return doc.Document(title, headline(rows), "", tuple(notes), report.sections(), data)
 
 
 def headline(rows: Sequence[RunRow]) -> str:

@@ -16,11 +16,10 @@ from typing import TYPE_CHECKING, NamedTuple
 from modicum.report.words import tick
 
 if TYPE_CHECKING:
-    from matplotlib.artist import Artist
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 else:  # names for annotations: figures take them from here
-    Artist = Axes = Figure = object
+    Axes = Figure = object
 
 # After Okabe and Ito: told apart by colour-blind readers too. Darker than theirs: each has a contrast
 # of 3 with white and a lightness of its own (5 of L* apart), so that they differ in grey, too.
@@ -68,39 +67,36 @@ def blank(width: float, height: float, fitted: bool = False) -> Figure:
     return Figure(figsize=(width, height), layout="constrained" if fitted else None)
 
 
-def tip(artist: Artist, text: str) -> None:
-    """Give a mark a text that the page shows when the pointer is on it."""
-    artist.set_gid(f"tip:{text}")
+def tip(text: str) -> str:
+    """The `gid` of a mark that has a text, which the page shows when the pointer is on it."""
+    return f"tip:{text}"
 
 
-def name(artist: Artist, text: str) -> None:
-    """Name a line (`Line2D`), so that the page can read its value under the pointer."""
-    artist.set_gid(f"line:{text}")
+def name(text: str) -> str:
+    """The `gid` of a line (`Line2D`) with a name: the page reads its value under the pointer."""
+    return f"line:{text}"
 
 
 def legend(figure: Figure, looks: Iterable[Look], base: bool = False) -> None:
     """Above the panels, where the figure grows for further lines; `base` adds the dashed one."""
     from matplotlib.lines import Line2D
 
-    names, *parts = zip(*looks, strict=True)
-    handles = [
-        Line2D([], [], color=colour, lw=1.7, ls=line, marker=marker, markersize=4.5)
-        for colour, marker, line in zip(*parts, strict=True)
-    ]
-    names = list(names)
+    shown = {
+        text: Line2D([], [], color=colour, lw=1.7, ls=line, marker=marker, markersize=4.5)
+        for text, colour, marker, line in looks
+    }
     if base:
-        handles.append(Line2D([], [], color=INK, linewidth=0.9, dashes=(4, 3)))
-        names.append("base, held out")
+        shown["base, held out"] = Line2D([], [], color=INK, linewidth=0.9, dashes=(4, 3))
     # The handle takes half an inch; what does not fit goes to a further line.
     width, height = figure.get_size_inches()
-    room = width - 0.6 if len(names) <= 6 else min(width - 0.6, 2.2)
-    names = [wrapped(label, room) for label in names]
+    room = width - 0.6 if len(shown) <= 6 else min(width - 0.6, 2.2)
+    names = [wrapped(label, room) for label in shown]
     lines = [label.split("\n") for label in names]
     letters = max(len(line) for label in lines for line in label) + 6
     columns = max(1, min(len(names), int(14 * width / letters)))
     tall = -(-len(names) // columns) * max(map(len, lines))
     figure.set_size_inches(width, height + LINE * (tall - 1))
-    figure.legend(handles, names, loc="outside upper left", ncols=columns)
+    figure.legend(shown.values(), names, loc="outside upper left", ncols=columns)
 
 
 class Drawn(NamedTuple):
@@ -234,11 +230,11 @@ def grid(
 
 def numbers(axes: Axes, axis: str, count: int = 4) -> None:
     """At most `count` round numbers on an axis, as 20k, 1.5M."""
-    from matplotlib.ticker import FuncFormatter, MaxNLocator
+    from matplotlib.ticker import MaxNLocator
 
     chosen = axes.xaxis if axis == "x" else axes.yaxis
     chosen.set_major_locator(MaxNLocator(count, steps=[1, 2, 5, 10]))
-    chosen.set_major_formatter(FuncFormatter(tick))
+    chosen.set_major_formatter(tick)
 
 
 def remark(axes: Axes, text: str, y: float = 0.05) -> None:

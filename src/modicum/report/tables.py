@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -17,7 +17,6 @@ from modicum.report.document import Table, TableCell, sortable
 from modicum.report.read import RunRecord, colours, labels
 from modicum.results import RunResult
 
-Number = Callable[[float | None], str]
 MISSING = {n.NONE, n.NONE + n.ARROW + n.NONE, f"{n.NONE} ({n.NONE})"}
 LEAST = (3, 5, 6, 1, 7, 4)  # what a narrow terminal does without, first to last
 
@@ -41,35 +40,16 @@ class RunRow(NamedTuple):
         column = self.record.metrics.get(metric, np.empty(0))
         return float(np.nanmean(column)) if np.isfinite(column).any() else math.nan
 
-    def spent(self, *purposes: str) -> int | None:
-        """Tokens of these purposes; None where the ledger has none of them."""
-        known = [of["tokens"] for name, of in self.result.ledger.items() if name in purposes]
-        return sum(known) if known else None
-
     def scores(self, name: str) -> tuple[float, float]:
         """One number of the evaluations of the base and of the trained model, or NaN."""
         base, trained = self.result.base, self.result.trained
         return getattr(base, name, math.nan), getattr(trained, name, math.nan)
-
-    @property
-    def band(self) -> tuple[float, float, float]:
-        """The trained model's accuracy and the ends of its interval, or NaN."""
-        return self.scores("accuracy")[1], self.scores("low")[1], self.scores("high")[1]
-
-    def change(self, name: str, form: str = "percent") -> str:
-        """`base → trained` of a number of the evaluations in a form of `words`; or dashes."""
-        return n.ARROW.join(map(getattr(n, form), self.scores(name)))
 
 
 def results(records: Sequence[RunRecord]) -> list[RunRow]:
     """A row for each run that has a result, in the order given."""
     found = zip(records, labels(records), colours(records), strict=True)
     return [RunRow(name, colour, r.result, r) for r, name, colour in found if r.result is not None]
-
-
-def cells(row: RunRow, number: Number = n.count) -> tuple[str, ...]:
-    """The texts of a row: its label, and one for each column."""
-    return (row.label, *(cell.text for _, (cell,) in sortable("row.txt", [row], number=number)))
 
 
 def table(rows: Sequence[RunRow]) -> Table:
@@ -84,11 +64,12 @@ def rich_table(rows: Sequence[RunRow], width: int = 100) -> RichTable:
     """The rows as a table for a terminal; a narrow one has two lines a row, or fewer columns."""
     # What stands in brackets, or the second word, goes to the next line.
     columns = sortable("row.txt", rows, number=n.short)
-    names = [re.sub(r" (?=\()|(?<=^\w{4}) |(?<=trained) ", "\n", head) for head, _ in columns]
-    texts, heads = [list(cells(row, n.short)) for row in rows], ["update", *names]
+    names = (re.sub(r" (?=\()|(?<=^\w{4}) |(?<=trained) ", "\n", head) for head, _ in columns)
+    heads, cells = ["update", *names], ([cell.text for cell in found] for _, found in columns)
+    texts = list(zip([row.label for row in rows], *cells, strict=True))
     if width < 100:
         heads = [head.removeprefix("sampled ") for head in heads]
-        texts = [[t[0], *(re.sub(r" (?=[(\[])", "\n", x) for x in t[1:])] for t in texts]
+        texts = [(t[0], *(re.sub(r" (?=[(\[])", "\n", x) for x in t[1:])) for t in texts]
     caption = "base → trained on held-out problems"
     return terminal_table(heads, texts, caption, least=[heads[k] for k in LEAST], width=width)
 

@@ -138,7 +138,7 @@ def aligned(rows: Sequence[Sequence[str]], justify: Any = str.rjust) -> list[str
     return ["  ".join(row).rstrip() for row in cells]
 
 
-def tick(value: float, _: int = 0) -> str:
+def tick(value: float, _: float = 0) -> str:
     """A number on an axis: 0.5, 200, 20k."""
     return (short(value) if abs(value) >= 1000 else f"{value:g}").replace("-", "−")
 

@@ -30,8 +30,7 @@ def figure(rows: Sequence[RunRow]) -> document.Figure | None:
             bases.setdefault(repr(base), (f"base of {row.label}", base))
     found = [("base" if len(bases) == 1 else name, MUTED, base) for name, base in bases.values()]
     found += [(r.label, style.series(r.colour)[0], s) for r in rows if (s := r.result.trained)]
-    texts = ", ".join(f"{label} {percent(score.accuracy)} %" for label, _, score in found)
-    return document.figure("accuracy", partial(_bars, found), texts=texts) if found else None
+    return document.figure("accuracy", partial(_bars, found), of=found) if found else None
 
 
 def _bars(entries: Sequence[tuple[str, str, Evaluation]], narrow: bool) -> Figure:
@@ -48,13 +47,14 @@ def _bars(entries: Sequence[tuple[str, str, Evaluation]], narrow: bool) -> Figur
     thick = 0.21 / tall
     for place, (label, colour, score) in enumerate(entries):
         mean, low, high = 100 * score.accuracy, 100 * score.low, 100 * score.high
-        (bar,) = axes.barh(place, mean, height=thick, color=colour, alpha=0.85, linewidth=0)
-        if ends := interval(score.low, score.high, percent):
+        ends = interval(score.low, score.high, percent)
+        tip = style.tip(f"{label}: {mean:.1f} % {ends}".strip())
+        axes.barh(place, mean, height=thick, color=colour, alpha=0.85, linewidth=0, gid=tip)
+        if ends:
             axes.errorbar(mean, place, xerr=[[mean - low], [high - mean]], **WHISKER)
-        style.tip(bar, f"{label}: {mean:.1f} % {ends}".strip())
         if not math.isnan(score.greedy):
-            (diamond,) = axes.plot(100 * score.greedy, place, clip_on=False, zorder=4, **DIAMOND)
-            style.tip(diamond, f"{label}, greedy: {percent(score.greedy)} %")
+            tip = style.tip(f"{label}, greedy: {percent(score.greedy)} %")
+            axes.plot(100 * score.greedy, place, clip_on=False, zorder=4, gid=tip, **DIAMOND)
         if colour == MUTED:
             axes.axvline(mean, color=INK, linewidth=0.9, dashes=(4, 3))
     axes.tick_params(axis="y", labelcolor=INK)
@@ -63,24 +63,21 @@ def _bars(entries: Sequence[tuple[str, str, Evaluation]], narrow: bool) -> Figur
         across = axes.get_yaxis_transform()  # across in shares of the width
         text = axes.text(0.005, place - thick / 2 - 0.04, name, va="bottom", transform=across)
         text.set_bbox({"facecolor": PAPER, "edgecolor": "none", "pad": 0.6})
-    axes.set_ylim(len(entries) - 1 + thick, -1 + thick if narrow else -thick)
     highs = [v for _, _, s in entries for v in (s.accuracy, s.high, s.greedy) if not math.isnan(v)]
     axes.set_xlim(0, min(100.0, max(5.0, 112 * max(highs))))
+    axes.set_ylim(len(entries) - 1 + thick, -1 + thick if narrow else -thick)
     axes.set_xlabel("held-out problems solved (%)")
-    handles = [Patch(color=MUTED, linewidth=0), Line2D([], [], color=INK, linewidth=1.1)]
-    handles.append(Line2D([], [], **DIAMOND))
-    names = ["sampled", "95% interval", "greedy"]
-    figure.legend(handles, names, loc="outside upper left", ncols=3)
+    sampled, whisker = Patch(color=MUTED, linewidth=0), Line2D([], [], color=INK, linewidth=1.1)
+    handles = {"sampled": sampled, "95% interval": whisker, "greedy": Line2D([], [], **DIAMOND)}
+    figure.legend(handles.values(), handles, loc="outside upper left", ncols=3)
     return figure
 
 
 def levels(analysis: Analysis) -> dict[str, int]:
     """Level -> number of problems, easy ones first (as numbers where they are)."""
     found = {_named(lv.level): lv.problems for arm in analysis.arms for lv in arm.difficulty}
-    names = list(SOLVED.values())
-    if set(found) <= set(names):
-        return {level: found[level] for level in names if level in found}
-    numbers = {level: float(level) for level in found if level.replace(".", "", 1).isdigit()}
+    numbers = {name: float(place) for place, name in enumerate(SOLVED.values())}
+    numbers |= {level: float(level) for level in found if level.replace(".", "", 1).isdigit()}
     order = sorted(found, key=lambda level: (level not in numbers, numbers.get(level, 0.0), level))
     return {level: found[level] for level in order}
 
@@ -88,13 +85,12 @@ def levels(analysis: Analysis) -> dict[str, int]:
 def rows(analysis: Analysis) -> Rows:
     """Name -> accuracy by level: the base, then the arms as the forest plot has them."""
     arms = [arm for arm in ranked(analysis) if arm.difficulty]
-    every = [v for a in arms for v in a.difficulty]
-    base = {_named(v.level): v.base for v in every if v.base is not None}
-    scores = [
-        {_named(v.level): v.accuracy for v in a.difficulty if v.accuracy is not None} for a in arms
-    ]
-    named = [("base", base)] if base else []
-    return named + [(arm.name, found) for arm, found in zip(arms, scores, strict=True)]
+    base = {_named(v.level): v.base for a in arms for v in a.difficulty if v.base is not None}
+    found: list[tuple[str, Mapping[str, float]]] = [("base", base)] if base else []
+    for arm in arms:
+        scores = {_named(v.level): v.accuracy for v in arm.difficulty if v.accuracy is not None}
+        found.append((arm.name, scores))
+    return found
 
 
 def _named(level: str) -> str:
@@ -108,8 +104,8 @@ def by_difficulty(
     if len(known) < 2:
         return None
     values = [f"{n} {', '.join(percent(of.get(k), 0) for k in known)}" for n, of in rows]
-    said = {"levels": list(known), "values": values, "what": what}
-    return document.figure("difficulty", partial(cells, known, rows, bold), **said)
+    draw = partial(cells, known, rows, bold)
+    return document.figure("difficulty", draw, levels=list(known), values=values, what=what)
 
 
 def cells(known: Mapping[str, int], rows: Rows, bold: str, narrow: bool) -> Figure:
@@ -124,8 +120,7 @@ def cells(known: Mapping[str, int], rows: Rows, bold: str, narrow: bool) -> Figu
     figure = style.blank(across, row * len(rows) + 0.48)
     axes = style.place(figure, left, 0.42, width * len(columns), row * len(rows))
     axes.set_axis_off()
-    axes.set_xlim(0, len(columns))
-    axes.set_ylim(len(rows), 0)
+    axes.set(xlim=(0, len(columns)), ylim=(len(rows), 0))
     for x, (level, count) in enumerate(columns):
         axes.text(x + 0.5, -0.15, f"{count}", ha="center", fontsize=size - 1, color=MUTED)
         text = style.shorten(level, width, size)
@@ -141,10 +136,9 @@ def cells(known: Mapping[str, int], rows: Rows, bold: str, narrow: bool) -> Figu
             if level not in found:
                 continue
             alpha = LIGHTEST + (DARKEST - LIGHTEST) * min(max(found[level], 0), 1)
-            cell = Rectangle((x + 0.03, y + 0.06), 0.94, 0.88, facecolor=SERIES[0], alpha=alpha)
-            cell.set_linewidth(0)
-            axes.add_patch(cell)
-            style.tip(cell, f"{name}, difficulty {level}: {100 * found[level]:.1f} %")
+            tip = style.tip(f"{name}, difficulty {level}: {100 * found[level]:.1f} %")
+            shade = {"facecolor": SERIES[0], "alpha": alpha, "linewidth": 0, "gid": tip}
+            axes.add_patch(Rectangle((x + 0.03, y + 0.06), 0.94, 0.88, **shade))
             text = percent(found[level], 0)
             axes.text(x + 0.5, y + 0.52, text, ha="center", va="center", fontsize=size)
     return figure

@@ -17,7 +17,7 @@ from modicum.report.figures.curves import ACCURACY, AXES, PROBE, TRAINED, Line
 from modicum.report.read import Columns
 from modicum.report.study.read import CONTROL, ArmCurves, StudyRecord, family, shown
 from modicum.report.style import GRID, INK, MUTED, PAPER, STYLES, Axes, Figure, Look, blank, tip
-from modicum.report.words import brief, listed, rate, say
+from modicum.report.words import brief, rate, say
 from modicum.results import Analysis, ArmResult
 
 COLUMNS = 9  # side by side on a page
@@ -105,14 +105,13 @@ def _together(study: StudyRecord, y: Metric, axis: str, found: Lines, narrow: bo
             continue
         kind = family(study.analysis, arm)
         dashes = STYLES[sum(look[1] == kind.colour for look in looks) % len(STYLES)]
-        (line,) = axes.plot(own.x, own.mean, dashes, color=kind.colour, linewidth=1.5)
-        line.set(marker=kind.marker, markersize=4, markevery=max(1, len(own.x) // 6))
-        style.name(line, arm.name)
+        look = {"color": kind.colour, "marker": kind.marker, "linestyle": dashes}
+        every = max(1, len(own.x) // 6)
+        axes.plot(own.x, own.mean, markersize=4, markevery=every, gid=style.name(arm.name), **look)
         looks.append((arm.name, kind.colour, kind.marker, dashes))
     if (base := study.analysis.base) is not None and y.factor == 100:
         axes.axhline(100 * base.mean, color=MUTED, linewidth=0.8, dashes=(4, 3))
-    axes.set_xlabel(AXES[axis])
-    axes.set_ylabel(y.shown)
+    axes.set(xlabel=AXES[axis], ylabel=y.shown)
     style.numbers(axes, "x", 5)
     style.legend(figure, looks)
     return figure
@@ -126,9 +125,9 @@ def _held_out(
     axes.plot(*between(curves, axis), "D", color=PAPER, markersize=2.8, zorder=4, **look)
     if (band := arm.accuracy) is not None:
         axes.vlines(end, 100 * band.low, 100 * band.high, color=INK, linewidth=1.0)
-        look |= {"color": colour, "markersize": 4, "zorder": 5}
-        (mark,) = axes.plot(end, 100 * band.mean, "D", **look)
-        tip(mark, f"{arm.name}: {100 * band.mean:.1f} % of held-out problems at the end")
+        text = f"{arm.name}: {100 * band.mean:.1f} % of held-out problems at the end"
+        look |= {"color": colour, "markersize": 4, "zorder": 5, "gid": tip(text)}
+        axes.plot(end, 100 * band.mean, "D", **look)
 
 
 def between(curves: ArmCurves, axis: str) -> tuple[list[float], list[float]]:
@@ -146,10 +145,10 @@ def gather(study: StudyRecord) -> tuple[dict[Metric, Lines], list[str], list[str
     found = curves.metrics(_columns(study), short=True)
     found = curves.untrained(found) if _probed(study) else found
     moving = {of: lines(study, of, points=INCH) for of, same in found.items() if not same}
-    few = [m for m, of in moving.items() if 2 * sum(map(bool, of.values())) < len(of)]
-    who = {m: [arm.name for arm in arms(study) if moving[m][arm.slug]] for m in few}
-    told = [f"{m.words} ({', '.join(names)})" for m, names in who.items()]
-    moving = {m: of for m, of in moving.items() if m not in who}
+    who = {m: [arm.name for arm in arms(study) if of[arm.slug]] for m, of in moving.items()}
+    few = {m: names for m, names in who.items() if 2 * len(names) < len(moving[m])}
+    told = [f"{m.words} ({', '.join(names)})" for m, names in few.items()]
+    moving = {m: of for m, of in moving.items() if m not in few}
     return moving, [same for same in found.values() if same], told
 
 
@@ -160,8 +159,7 @@ def signals(study: StudyRecord) -> document.Figure | None:
         return None
     known = ((metric, found.get(control.slug)) for metric, found in moving.items())
     ends = [f"{metric.words} {line.ends()}" for metric, line in known if line]
-    names = listed([metric.words for metric in moving])
-    values = {"names": names, "ends": ends, "control": control.name, "still": still, "few": few}
+    values = {"moving": moving, "ends": ends, "control": control.name, "still": still, "few": few}
     return document.figure("signals", partial(_draw_signals, study, moving), **values)
 
 
@@ -196,9 +194,7 @@ def _column(
     low, high = (end([end(line.mean) for line in known]) for end in (min, max))
     last = max(line.x[-1] for line in known)
     axes.set_axis_off()
-    axes.set_xlim(0, 1)
-    axes.set_ylim(len(shown), 0)
-
+    axes.set(xlim=(0, 1), ylim=(len(shown), 0))
     for number, arm in enumerate(shown):
         bottom = number + 0.94
         axes.plot([0, 0.72], [bottom, bottom], color=GRID, linewidth=0.6)
@@ -252,8 +248,8 @@ def _draw_tuning(analysis: Analysis, narrow: bool) -> Figure:
     low, high = min(seen, default=0.0), max(seen, default=100.0)
     room = 0.12 * (high - low) or 2.0
     for axes, arm in zip(grid, shown, strict=True):
-        axes.set_xscale("log")
-        axes.set_xlim(min(rates) / 1.6, max(rates) * 1.6)
+        axes.set(xscale="log", xlim=(min(rates) / 1.6, max(rates) * 1.6))
+        axes.xaxis.set_minor_formatter("")
         axes.set_xticks(ticks(rates), list(map(rate, ticks(rates))))
         # The outer labels stay within their panel: neighbours would touch.
         labels = axes.get_xticklabels()  # none where the numbers are another panel's
@@ -266,9 +262,6 @@ def _draw_tuning(analysis: Analysis, narrow: bool) -> Figure:
 
 
 def _panel(axes: Axes, arm: ArmResult, colour: str) -> None:
-    from matplotlib.ticker import NullFormatter
-
-    axes.xaxis.set_minor_formatter(NullFormatter())
     tried = [(t.rate, 100 * t.accuracy) for t in arm.tries if t.accuracy is not None]
     axes.plot(*zip(*tried, strict=True), color=colour, linewidth=1.2) if tried else None
     for at, accuracy in tried:
@@ -276,12 +269,12 @@ def _panel(axes: Axes, arm: ArmResult, colour: str) -> None:
         # Rates are written with a few digits.
         chosen = arm.learning_rate is not None and abs(at / arm.learning_rate - 1) < 1e-3
         look = ring if chosen else {"markersize": 3.5}
-        (mark,) = axes.plot(at, accuracy, "o", color=colour, zorder=3, **look)
-        tip(mark, f"{arm.name} at {at:.2g}: {accuracy:.1f} %")
+        look["gid"] = tip(f"{arm.name} at {at:.2g}: {accuracy:.1f} %")
+        axes.plot(at, accuracy, "o", color=colour, zorder=3, **look)
     for failed in (t for t in arm.tries if t.accuracy is None):
-        bottom = axes.get_ylim()[0]
-        (mark,) = axes.plot(failed.rate, bottom, "x", color=INK, markersize=5, clip_on=False)
-        tip(mark, f"{arm.name} at {failed.rate:.2g}: {failed.failed or 'failed'}")
+        why = tip(f"{arm.name} at {failed.rate:.2g}: {failed.failed or 'failed'}")
+        cross = {"color": INK, "markersize": 5, "clip_on": False, "gid": why}
+        axes.plot(failed.rate, axes.get_ylim()[0], "x", **cross)
     if arm.rate_at_edge:
         low, high = axes.get_ylim()
         clear = all(accuracy > low + 0.3 * (high - low) for _, accuracy in tried)

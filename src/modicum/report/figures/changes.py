@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterator, Sequence
+from functools import partial
 
 from modicum.report import document, style
 from modicum.report.style import GRID, MUTED, SERIES, Figure, tip
@@ -26,7 +27,7 @@ def figure(runs: Runs, which: str = "") -> document.Figure | None:
     if not any(value for *_, value, _ in cells):
         return None
     sizes = [f"{label} {small_percent(found.relative_norm)} %" for label, found in shown]
-    return document.figure("changes", lambda narrow: _draw(shown, narrow), sizes=sizes, which=which)
+    return document.figure("changes", partial(_draw, shown), sizes=sizes, which=which)
 
 
 def _cells(found: Anatomy, parts: Sequence[str], wide: bool) -> Iterator[Cell]:
@@ -59,8 +60,7 @@ def _draw(runs: Sequence[tuple[str, Anatomy]], narrow: bool) -> Figure:
         axes.grid(False)
         axes.spines[:].set_visible(False)
         places = [x for _, cells in maps for x, *_ in cells]
-        axes.set_xlim(min(places) - 0.6, max(places) + 0.6)
-        axes.set_ylim(len(parts) - 0.5, -0.5)
+        axes.set(xlim=(min(places) - 0.6, max(places) + 0.6), ylim=(len(parts) - 0.5, -0.5))
         axes.set_yticks(range(len(parts)), parts)
         ticks = {float(n): str(n) for n in range(0, layers, 1 if numbered else max(1, layers // 6))}
         ticks |= {x: OUTSIDE[words][0] for x, *_, words in cells if words in OUTSIDE}
@@ -72,8 +72,8 @@ def _draw(runs: Sequence[tuple[str, Anatomy]], narrow: bool) -> Figure:
             if value:
                 # The ink of a number stays readable.
                 shade = (0.7 if numbered else 1.0) * (0.08 + 0.92 * math.sqrt(value / largest))
-                cell.set(facecolor=SERIES[0], alpha=shade, linewidth=0)
-                tip(cell, f"{label}, {words}: {small_percent(value)} %")
+                text = tip(f"{label}, {words}: {small_percent(value)} %")
+                cell.set(facecolor=SERIES[0], alpha=shade, linewidth=0, gid=text)
             if value and numbered:
                 look = {"ha": "center", "va": "center", "fontsize": 7}
                 axes.text(x, y + (tall - 1) / 2, small_percent(value), **look)
@@ -85,7 +85,5 @@ def measures(found: Sequence[Anatomy | None], few: bool = False) -> list[tuple[s
     known = [a for a in found if a is not None]
     if not known:
         return []
-    keys = ["0"] if few else [key for key in known[0].changed if key != "bf16"]
-    parts = ["attention", "mlp"] if few else list(dict.fromkeys(n for a in known for n in a.parts))
-    rows = document.measured("anatomy.txt", found, keys=keys, parts=parts, few=few)
+    rows = document.measured("anatomy.txt", found, known=known, few=few)
     return [row for row in rows if set(row[1]) != {NONE} or not row[0].startswith(WHERE_KNOWN)]

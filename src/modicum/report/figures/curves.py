@@ -23,7 +23,6 @@ from modicum.types import Frozen
 
 AXES = {"step": "step", "tokens": "generated tokens", "seconds": "seconds of training"}
 RAW_SHOWN = 8  # with more runs the raw values would hide the lines
-NAMED = 8  # lines that a text names
 POINTS = 50  # of a line, at most: the eye sees no more in a small panel
 ACCURACY, PROBE = "reward/accuracy", "probe/accuracy"
 Records = Sequence[RunRecord]
@@ -43,8 +42,7 @@ class Line(Frozen):
     def draw(self, axes: Axes, colour: str, label: str, ls: str = "-", width: float = 1.5) -> None:
         """The line, which the page can read by its label, and its band."""
         axes.fill_between(self.x, self.low, self.high, color=colour, alpha=0.18, linewidth=0)
-        (drawn,) = axes.plot(self.x, self.mean, ls, color=colour, linewidth=width)
-        name(drawn, label)
+        axes.plot(self.x, self.mean, ls, color=colour, linewidth=width, gid=name(label))
 
     def ends(self) -> str:
         """Its first and its last value in words."""
@@ -128,14 +126,13 @@ def figures(records: Sequence[RunRecord], base: Sequence[float]) -> list[documen
         axes = [axis for axis in AXES if _lines(records, main, axis)]
         dashed = sorted({100 * b for b in base}) if main.key == ACCURACY else []
         draw = partial(_draw, records, [(main, axis) for axis in axes], dashed)
-        said = {"axes": listed([AXES[axis] for axis in axes]), "title": main.title}
+        values |= {"axes": [AXES[axis] for axis in axes], "title": main.title}
         values |= {"dashed": dashed, "words": _words(records, main)}
-        made.append(document.figure("learning", draw, **values, **said))
+        made.append(document.figure("learning", draw, **values))
     if rest:
         draw = partial(_draw, records, [(metric, "step") for metric in rest], [])
-        said = {"titles": ", ".join(m.words for m in rest)}
-        values["words"] = _words(records, rest[0])
-        made.append(document.figure("training", draw, **values, **said))
+        values |= {"titles": [m.words for m in rest], "words": _words(records, rest[0])}
+        made.append(document.figure("training", draw, **values))
     return made
 
 
@@ -166,8 +163,8 @@ def _draw(
 
     columns = 1 if narrow else min(3, len(panels))
     rows, one = -(-len(panels) // columns), len({metric for metric, _ in panels}) == 1
-    width, height = across(narrow), 2.8 if one and not narrow else 2.1
-    figure = blank(width, height * rows + 0.4, fitted=True)
+    height = 2.8 if one and not narrow else 2.1
+    figure = blank(across(narrow), height * rows + 0.4, fitted=True)
     grid = figure.subplots(rows, columns, squeeze=False).ravel()
     shown = _shown(records)
     for axes in grid[len(panels) :]:
@@ -185,9 +182,10 @@ def _draw(
                 axes.lines[-1].set(marker=marker, markersize=3.6, markevery=place)
         for value in base:
             axes.axhline(value, color=INK, linewidth=0.9, dashes=(4, 3))
-        axes.set_title(metric.title)
-        axes.set_ylabel(metric.shown)
-        axes.set_xlabel(AXES[axis])
+        repeated = one and number > 0  # the same against another axis
+        last = one or narrow or number >= len(panels) - columns
+        axes.set(title="" if repeated else metric.title, xlabel=AXES[axis] if last else "")
+        axes.set_ylabel(metric.shown if narrow or not repeated else "")
         axes.margins(x=0.02)
         axes.xaxis.set_major_locator(MaxNLocator(5, integer=axis == "step"))
         if axis == "tokens":
@@ -196,11 +194,6 @@ def _draw(
             axes.yaxis.set_major_formatter(EngFormatter(sep=""))
         if axes.get_ylim()[0] > 0 or metric.factor == 100:
             axes.set_ylim(bottom=0)
-        if one and number:
-            axes.set_title("")
-            axes.set_ylabel(metric.shown if narrow else "")
-        if not one and not narrow and number < len(panels) - columns:
-            axes.set_xlabel("")
     legend(figure, [(update, *series(n)) for update, n in shown.items()], bool(base))
     return figure
 
@@ -212,9 +205,8 @@ def _ends(column: Column) -> str:
 
 
 def _words(records: Sequence[RunRecord], metric: Metric) -> str:
-    texts = [f"{update} {line.ends()}" for update, (line, _) in _lines(records, metric).items()]
-    more = [f"and {len(texts) - NAMED} more"] if len(texts) > NAMED else []
-    return f"{metric.title} in {metric.shown}: {', '.join([*texts[:NAMED], *more])}."
+    ends = [f"{update} {line.ends()}" for update, (line, _) in _lines(records, metric).items()]
+    return say("curve_ends", metric=metric, ends=ends)
 
 
 def gold(records: Mapping[str, RunRecord]) -> document.Figure | None:
@@ -274,11 +266,10 @@ def _draw_gold(curves: Mapping[str, Column], best: Mapping[str, Points], narrow:
     made = blank(across(narrow), 2.6 if narrow else 3.2, fitted=True)
     axes, looks = made.subplots(), [(run, *series(number)) for number, run in enumerate(curves)]
     for (run, colour, *_), (x, gold, proxy, _) in zip(looks, curves.values(), strict=True):
-        name(axes.plot(x, gold, color=colour, lw=1.5)[0], run)
+        axes.plot(x, gold, color=colour, lw=1.5, gid=name(run))
         axes.plot(x, proxy, ":", color=colour, lw=1.0)
         axes.plot(x[gold.argmax()], gold.max(), "*", color=colour, markersize=11)
         axes.plot(*np.array(best[run]).reshape(-1, 2).T, "o", color=colour, mfc="none")
-    axes.set_xlabel("root of the KL from the base, in nats")
-    axes.set_ylabel("correct, score (%)")
+    axes.set(xlabel="root of the KL from the base, in nats", ylabel="correct, score (%)")
     legend(made, looks)
     return made

@@ -8,7 +8,7 @@ from functools import partial
 from typing import Any
 
 from modicum.report import document, style
-from modicum.report.study.read import CONTROL, family, present, ranked
+from modicum.report.study.read import family, looks, ranked
 from modicum.report.style import GRID, INK, MUTED, PAPER, Axes, Figure
 from modicum.report.words import interval, points
 from modicum.results import Analysis, ArmResult
@@ -65,15 +65,13 @@ def _forest(analysis: Analysis, narrow: bool) -> Figure:
     figure = style.blank(style.across(narrow), row * (places[-1] + 1) + 0.8, fitted=True)
     limits, margin = panels(analysis), 100 * analysis.margin
     grid = figure.subplots(1, len(limits), squeeze=False).ravel()
-    style.legend(figure, [kind.look for kind in present(analysis)])
+    style.legend(figure, looks(analysis))
     for axes, ends in zip(grid, limits, strict=True):
         axes.axvspan(-margin, margin, color=GRID, alpha=0.55, linewidth=0)
         axes.axvline(0, color=INK, linewidth=0.9)
         for side in (-margin, margin):
             axes.axvline(side, color=MUTED, linewidth=0.8, dashes=(3, 3))
-        axes.set_xlim(*(100 * end for end in ends))
-        axes.set_ylim(places[-1] + 0.6, -0.5)
-        axes.set_yticks([])
+        axes.set(xlim=[100 * end for end in ends], ylim=(places[-1] + 0.6, -0.5), yticks=[])
         axes.grid(False)
         axes.spines["left"].set_visible(False)
         style.numbers(axes, "x", 7 if len(grid) == 1 else 4)
@@ -83,8 +81,8 @@ def _forest(analysis: Analysis, narrow: bool) -> Figure:
             axes.hlines(places, *axes.get_xlim(), color=GRID, linewidth=0.5, zorder=0)
     if len(grid) > 1:
         grid[1].set_title("around the margin", fontsize=8, fontweight="normal", color=MUTED)
-    label = f"difference in {analysis.primary} from {analysis.control} (points)"
-    figure.supxlabel(label, color=MUTED)
+    what = f"difference in {analysis.primary} from {analysis.control} (points)"
+    figure.supxlabel(what, color=MUTED)
     for arm, y in zip(arms, places, strict=True):
         _words(grid[0], grid[-1], analysis, arm, y, narrow)
     for text, offset in () if narrow else COLUMNS.items():
@@ -96,8 +94,8 @@ def _arm(axes: Axes, analysis: Analysis, arm: ArmResult, y: float) -> None:
     kind = family(analysis, arm)
     colour, found, (low, high) = kind.colour, arm.difference, axes.get_xlim()
     if arm.name == analysis.control:
-        (mark,) = axes.plot(0, y, kind.marker, color=colour, markersize=9, zorder=4)
-        style.tip(mark, f"{arm.name}: the control")
+        tip = style.tip(f"{arm.name}: the control")
+        axes.plot(0, y, kind.marker, color=colour, markersize=9, zorder=4, gid=tip)
         return
     if found is None:
         return
@@ -116,8 +114,8 @@ def _arm(axes: Axes, analysis: Analysis, arm: ArmResult, y: float) -> None:
     axes.plot(dots, [y + 0.26] * len(dots), "o", **look)
     if low <= 100 * found.mean <= high:
         look = {"markersize": 6, "markeredgecolor": PAPER, "markeredgewidth": 0.8}
-        (mark,) = axes.plot(100 * found.mean, y, kind.marker, color=colour, zorder=5, **look)
-        style.tip(mark, f"{arm.name}: {words(found)}, {arm.verdict}")
+        look |= {"zorder": 5, "gid": style.tip(f"{arm.name}: {words(found)}, {arm.verdict}")}
+        axes.plot(100 * found.mean, y, kind.marker, color=colour, **look)
 
 
 def words(found: Difference) -> str:
@@ -131,7 +129,7 @@ def _words(
     """Name, difference and verdict of an arm: beside the outer axes, on a phone above its mark."""
     found, verdict = arm.difference, style.shorten(arm.verdict, 1.2 if narrow else 1.3)
     if not narrow:
-        weight = "bold" if family(analysis, arm) is CONTROL else "normal"
+        weight = "bold" if arm.name == analysis.control else "normal"
         _beside(first, y, -6, style.shorten(arm.name, 2.35), fontweight=weight)
         left, middle, right = COLUMNS.values()
         _beside(last, y, right, verdict)

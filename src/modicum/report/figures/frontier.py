@@ -10,11 +10,11 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from modicum.report import document, style
-from modicum.report.study.read import family, present
+from modicum.report.study.read import family, looks
 from modicum.report.style import INK, MUTED, PAPER, Axes, Figure, across, blank, tip
 from modicum.report.tables import RunRow
 from modicum.report.words import decimal, listed, memory, short
-from modicum.results import Analysis
+from modicum.results import Analysis, ArmCost
 from modicum.stats import Interval
 
 ROUNDS = 8  # of `arrange`
@@ -43,11 +43,7 @@ AXES = (
     Axis("time", "training time (s)", lambda c: c.seconds, lambda v: f"{decimal(v)} s"),
     Axis("memory", "peak memory above the start (MiB)", lambda c: c.memory_bytes, memory, unit=MIB),
 )
-OF_RUNS = (
-    AXES[0]._replace(value=lambda r: r.trainable_parameters),
-    AXES[2]._replace(value=lambda r: r.peak_memory_bytes, title="peak memory (MiB)"),
-    AXES[1],
-)
+OF_RUNS = (AXES[0], AXES[2]._replace(title="peak memory (MiB)"), AXES[1])
 
 
 class FrontierPoint(NamedTuple):
@@ -59,7 +55,8 @@ class FrontierPoint(NamedTuple):
     accuracy: Interval
     cost: Any
     placebo: bool = False
-    x: float = 0.0  # that cost on an axis
+    x: float = 0.0  # that cost on an axis, and as it is written
+    text: str = ""
     best: bool = False  # whether it is on the frontier
 
     @property
@@ -89,8 +86,7 @@ def figures(analysis: Analysis) -> list[document.Figure]:
     for axis in AXES:
         found = points(scored, axis)
         if len(found) > 1:
-            costs = [(p, axis.text(axis.value(p.cost))) for p in found if p.best]
-            best = [f"{p.name} ({text}, {p.y:.1f} %)" for p, text in costs]
+            best = [f"{p.name} ({p.text}, {p.y:.1f} %)" for p in found if p.best]
             name, draw = f"accuracy-{axis.name}", partial(_draw, analysis, axis, found)
             values = {"axis": axis, "best": best, "primary": analysis.primary.capitalize()}
             made.append(document.figure("frontier", draw, name, **values))
@@ -99,11 +95,12 @@ def figures(analysis: Analysis) -> list[document.Figure]:
 
 def figure(rows: Sequence[RunRow]) -> document.Figure | None:
     """The accuracy of runs against each cost, where there are runs to compare."""
-    scored = [
-        FrontierPoint(r.label, *style.series(r.colour)[:2], Interval(*r.band), r.result)
-        for r in rows
-        if r.result.trained is not None
-    ]
+    scored = []
+    for row, r in ((row, row.result) for row in rows if row.result.trained is not None):
+        band = (row.scores(name)[1] for name in ("accuracy", "low", "high"))
+        cost = ArmCost(r.trainable_parameters, seconds=r.seconds, memory_bytes=r.peak_memory_bytes)
+        look = style.series(row.colour)[:2]
+        scored.append(FrontierPoint(row.label, *look, Interval(*band), cost))
     costs = {a: found for a in OF_RUNS if len(found := points(scored, a)) > 1}
     if not costs:
         return None
@@ -131,7 +128,7 @@ def points(scored: Sequence[FrontierPoint], axis: Axis) -> list[FrontierPoint]:
     None is best where there are fewer than three costs, or all are within `APART` of the least."""
     costs = ((found, axis.value(found.cost)) for found in scored)
     known = ((p, cost) for p, cost in costs if cost is not None and (cost > 0 or not axis.log))
-    placed = [found._replace(x=cost / axis.unit) for found, cost in known]
+    placed = [p._replace(x=cost / axis.unit, text=axis.text(cost)) for p, cost in known]
     made, highest = [], -math.inf
     costs = [found.x for found in placed if not found.placebo]
     # Two points, or costs that are nearly the same, have no frontier that is worth a line.
@@ -146,7 +143,7 @@ def points(scored: Sequence[FrontierPoint], axis: Axis) -> list[FrontierPoint]:
 def _draw(analysis: Analysis, axis: Axis, found: Sequence[FrontierPoint], narrow: bool) -> Figure:
     figure = blank(across(narrow), 5.6 if narrow else 4.6, fitted=True)
     axes = figure.subplots()
-    style.legend(figure, [kind.look for kind in present(analysis)])
+    style.legend(figure, looks(analysis))
     _panel(axes, axis, found, None if analysis.base is None else 100 * analysis.base.mean)
     axes.tick_params(labelsize=7)
     axes.set_xlabel(axis.title)
@@ -159,15 +156,14 @@ def _draw(analysis: Analysis, axis: Axis, found: Sequence[FrontierPoint], narrow
 
 
 def _panel(axes: Axes, axis: Axis, found: Sequence[FrontierPoint], base: float | None) -> None:
-    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+    from matplotlib.ticker import LogLocator
 
     low, high = found[0].x, found[-1].x
     if axis.log:
-        axes.set_xscale("log")
-        axes.set_xlim(low / 1.8, high * 1.8)
+        axes.set(xscale="log", xlim=(low / 1.8, high * 1.8))
         axes.xaxis.set_major_locator(LogLocator(subs=(1,) if high > 100 * low else (1, 2, 5)))
-        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: axis.text(value)))
-        axes.xaxis.set_minor_formatter(NullFormatter())
+        axes.xaxis.set_major_formatter(lambda value, _: axis.text(value))
+        axes.xaxis.set_minor_formatter("")
     else:
         room = 0.12 * (high - low) or 0.1 * high or 1.0
         axes.set_xlim(max(0.0, low - room), high + room)
@@ -190,9 +186,9 @@ def _panel(axes: Axes, axis: Axis, found: Sequence[FrontierPoint], base: float |
         look: dict[str, Any] = {"markeredgecolor": PAPER, "markeredgewidth": 0.8, "zorder": 3}
         look |= {"color": point.colour, "markersize": 10 if point.marker == "*" else 6.5}
         axes.vlines(point.x, *point.ends, color=point.colour, linewidth=1, alpha=0.6, zorder=2)
-        (mark,) = axes.plot(point.x, point.y, point.marker, **look)
-        words = f"{axis.text(axis.value(point.cost))} {axis.title.partition(' (')[0]}"
-        tip(mark, f"{point.name}: {point.y:.1f} %, {words}")
+        words = f"{point.text} {axis.title.partition(' (')[0]}"
+        look["gid"] = tip(f"{point.name}: {point.y:.1f} %, {words}")
+        axes.plot(point.x, point.y, point.marker, **look)
     if base is not None and base >= bottom:
         where = axes.get_yaxis_transform()
         axes.axhline(base, color=MUTED, linewidth=0.9, dashes=(4, 3), zorder=1)
@@ -251,8 +247,8 @@ def arrange(
 ) -> tuple[Boxes, list[bool]]:
     """A box for the label (width, height) of every point, and whether it needs a line to it.
 
-    Greedy with repair: the most crowded first, then each anew where it costs least, until nothing
-    moves. `obstacles` are kept clear where possible."""
+    Greedy with repair: the most crowded first, then each anew where it costs least, `ROUNDS` in all.
+    `obstacles` are kept clear where possible."""
     distances, angles = np.meshgrid(DISTANCES, np.radians(np.arange(0, 360, 15)), indexing="ij")
     steps, across, up = distances.ravel(), np.cos(angles).ravel(), np.sin(angles).ravel()
     # To the right is where a reader looks first, above next.
@@ -270,13 +266,9 @@ def arrange(
         costs.append(taste + 60 * outside + 40 * overlap(boxes, fixed).sum(1))
     crowd = (np.hypot(*(at[:, None] - at).T) < 0.8).sum(0)
     chosen: dict[int, int] = {}
-    for _ in range(ROUNDS):
-        before = dict(chosen)
-        for i in sorted(range(len(points)), key=lambda i: (-crowd[i], points[i])):
-            others = [choices[j][place] for j, place in chosen.items() if j != i]
-            chosen[i] = int(np.argmin(costs[i] + 60 * overlap(choices[i], others).sum(1)))
-        if chosen == before:
-            break
+    for i in ROUNDS * sorted(range(len(points)), key=lambda i: (-crowd[i], points[i])):
+        others = [choices[j][place] for j, place in chosen.items() if j != i]
+        chosen[i] = int(np.argmin(costs[i] + 60 * overlap(choices[i], others).sum(1)))
     found = [chosen[i] for i in range(len(points))]
     boxes = np.array([choices[i][place] for i, place in enumerate(found)])
     return boxes, [bool(steps[place] > LINE_FROM) for place in found]

@@ -13,16 +13,17 @@ METHOD = ("data", "difference", "margin", "retention", "not_claimed")  # section
 def document(study: StudyRecord, title: str) -> doc.Document:
     """All that is to be said about the study."""
     analysis, report = study.analysis, Builder()
-    report.section("result", "Result", forest.differences(analysis), arms_table(analysis))
+    arms = table("The arms, the best first", "arm.txt", analysis, wrap=True)
+    report.section("result", "Result", forest.differences(analysis), arms)
     report.note("ratios", analysis=analysis)
     said = [say("arm", arm=arm) for arm in ranked(analysis)]
     if said := [text for text in said if not text.endswith("`:")]:
         report.fold("The arms in words", doc.Bullets(tuple(said)))
     report.section("cost", "Accuracy and cost", *frontier.figures(analysis))
-    report.fold("What the arms cost, in numbers", costs_table(analysis), "means")
+    costs = table("What the arms cost", "cost.txt", analysis, plain=True)
+    report.fold("What the arms cost, in numbers", costs, "means")
     levels, rows = accuracy.levels(analysis), accuracy.rows(analysis)
-    problems = f"{analysis.split} problems, mean over seeds"
-    what = f"{analysis.primary.capitalize()} (%) by the difficulty of the {problems}"
+    what = say("arm_difficulty", analysis=analysis)
     figure = accuracy.by_difficulty(levels, rows, what, bold=analysis.control)
     report.section("difficulty", "By difficulty", figure)
     curves = arm_curves.figures(study)
@@ -48,7 +49,7 @@ def document(study: StudyRecord, title: str) -> doc.Document:
         report.fold(tests.name, tests, "tests")
     what = "Proof of what was trained, one seed of each arm"
     proven = ((a.name, study.curves[a.slug].change_proof) for a in arm_curves.arms(study))
-    report.fold(what, report.proofs(what, proven))
+    report.fold(what, doc.proofs(what, proven))
     _settings(report, study)
     report.section("versions", "Versions and machine")
     if study.runs.environment:
@@ -57,11 +58,9 @@ def document(study: StudyRecord, title: str) -> doc.Document:
     report.repeat(analysis.repeat)
     absent = [a.name for a in analysis.arms if a.folders and a.slug not in study.curves]
     absent = absent if study.curves else absent and ["any arm"]
-    facts = say("facts", analysis=analysis)
-    notes = (facts, say("missing", absent=absent)) if absent else (facts,)
-    return doc.Document(
-        title, analysis.question, analysis.conclusion, notes, report.sections(), study.files
-    )
+    notes = filter(None, (say("facts", analysis=analysis), say("missing", absent=absent)))
+    said = (title, analysis.question, analysis.conclusion, tuple(notes))
+    return doc.Document(*said, report.sections(), study.files)
 
 
 def _weights(report: Builder, study: StudyRecord) -> None:
@@ -103,17 +102,8 @@ def _settings(report: Builder, study: StudyRecord) -> None:
     report.fold("The settings of the study", doc.Values("", doc.flattened(design)))
 
 
-def arms_table(analysis: Analysis) -> Table:
-    """A row for each arm: verdict, share, accuracy, difference, retention, cost, rate, seeds."""
-    return _of_arms("The arms, the best first", "arm.txt", analysis, wrap=True)
-
-
-def costs_table(analysis: Analysis) -> Table:
-    """What every arm used, as measured: means over its seeds."""
-    return _of_arms("What the arms cost", "cost.txt", analysis, plain=True)
-
-
-def _of_arms(title: str, template: str, analysis: Analysis, **how: bool) -> Table:
+def table(title: str, template: str, analysis: Analysis, **how: bool) -> Table:
+    """A row for each arm, the best first, with the columns that a template makes of it."""
     columns = {"arm": [arm_cell(analysis, arm) for arm in ranked(analysis)]}
     columns |= doc.sortable(template, ranked(analysis), analysis=analysis)
     return doc.table(title, list(columns), zip(*columns.values(), strict=True), **how)

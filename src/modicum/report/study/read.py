@@ -38,11 +38,6 @@ class ShownText(Frozen):
     strict: bool = False
     lenient: bool | None = None
 
-    @property
-    def about(self) -> str:
-        """The verdict in words."""
-        return read.verdict(self.strict, self.lenient)
-
 
 class ShownProblem(Frozen):
     """A held-out problem; `texts` by an arm's slug, that of the base under ""."""
@@ -220,11 +215,11 @@ def _samples(folder: Path, analysis: Analysis) -> dict[str, Any]:
         if letters > LETTERS_KEPT:
             break
         rows = {name: found[key] for name, found in texts.items() if key in found}
-        wrote = {
-            slug: ShownText(r.completion[cut], r.strict, r.lenient) for slug, r in rows.items()
+        kept = {
+            slug: asdict(ShownText(r.completion[cut], r.strict, r.lenient))
+            for slug, r in rows.items()
         }
-        letters += sum(len(text.completion) for text in wrote.values())
-        kept = {slug: asdict(text) for slug, text in wrote.items()}
+        letters += sum(len(text["completion"]) for text in kept.values())
         problems.append({"question": row.question[cut], "gold": row.gold[cut], "texts": kept})
     rule = say("rule", problems=len(problems), split=analysis.split)
     return {"rule": rule, "problems": problems} if problems else {}
@@ -251,11 +246,6 @@ class Family(NamedTuple):
     colour: str
     marker: str
 
-    @property
-    def look(self) -> Look:
-        """For a legend."""
-        return self.name, self.colour, self.marker, ""
-
 
 CONTROL = Family("control", None, INK, "*")
 NUMBERS = {"adapters": 1, "schedules, masks": 3, "optimizers": 4, "layers": 0, "parts of layers": 2}
@@ -271,10 +261,10 @@ def family(analysis: Analysis, arm: ArmResult) -> Family:
     return KINDS.get(name, OTHER)
 
 
-def present(analysis: Analysis) -> list[Family]:
-    """The families of a study's arms, the control first."""
+def looks(analysis: Analysis) -> list[Look]:
+    """The families of a study's arms for a legend, the control first."""
     found = {family(analysis, arm) for arm in analysis.arms}
-    return [kind for kind in KINDS.values() if kind in found]
+    return [(k.name, k.colour, k.marker, "") for k in KINDS.values() if k in found]
 
 
 def ranked(analysis: Analysis) -> list[ArmResult]:
