@@ -44,7 +44,6 @@ from modicum.study.estimate import (
     Estimate,
     Table,
     counts,
-    difference,
     pivots,
     retention,
     spread,
@@ -187,7 +186,7 @@ def two_level(table_SI: Table, rng: np.random.Generator) -> Difference:
     found = spread(table_SI)
     resampled = found.num_seeds > MAX_T_SEEDS and not found.none
     pivots_R = pivots(table_SI, rng, RESAMPLES) if resampled else None
-    return difference(Estimate(found, (-1.0, 1.0), pivots_R))
+    return Estimate(found, (-1.0, 1.0), pivots_R).difference
 
 
 def seed_means(table_SI: Table, rng: np.random.Generator) -> Difference:

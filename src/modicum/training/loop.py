@@ -200,8 +200,8 @@ def measured(session: Session, run: Run, observer: Observer, name: str) -> Evalu
     what = session.policy, session.task, config.sampling, split
     progress = partial(observer.evaluating, name)
     keep = partial(run.write_lines, f"completions-{name.replace(' ', '-')}.jsonl")
-    size, examples = (held.eval_problems, held.eval_samples), session.examples
-    return evaluate(*what, *size, progress=progress, keep=keep, examples=examples)
+    size = {"num_problems": held.eval_problems, "samples": held.eval_samples}
+    return evaluate(*what, **size, progress=progress, keep=keep, examples=session.examples)
 
 
 def run_step(
