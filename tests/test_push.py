@@ -24,6 +24,8 @@ class Hub(BaseHTTPRequestHandler):
     """What of the hub's interface an upload of small files needs."""
 
     refuses: ClassVar[int] = 0
+    spoils: ClassVar[bytes | None] = None  # what it sends in an answer's place, then hangs up
+    spoils_all: ClassVar[bool] = False  # not only what is posted
     made: ClassVar[dict[str, Any]] = {}
     files: ClassVar[dict[str, bytes]] = {}
 
@@ -31,6 +33,10 @@ class Hub(BaseHTTPRequestHandler):
         pass
 
     def answer(self, found: Any, status: int = 200) -> None:
+        if self.spoils is not None and (self.spoils_all or self.command == "POST"):
+            self.wfile.write(self.spoils)
+            self.close_connection = True
+            return
         body = json.dumps(found).encode()
         self.send_response(status)
         self.send_header("Content-Type", "application/json")
@@ -74,7 +80,8 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     threading.Thread(target=httpd.serve_forever, daemon=True).start()
     address = f"http://127.0.0.1:{httpd.server_port}"
     hub_of(monkeypatch, address)
-    monkeypatch.setattr(Hub, "refuses", 0)
+    for name, value in {"refuses": 0, "spoils": None, "spoils_all": False}.items():
+        monkeypatch.setattr(Hub, name, value)
     yield address
     httpd.shutdown()
     httpd.server_close()
@@ -120,6 +127,39 @@ def test_a_hub_that_refuses(
     assert (out / "model.safetensors").is_file()
 
 
+OK = b"HTTP/1.0 200 OK\r\nContent-Type: application/json\r\n\r\n"
+
+
+@pytest.mark.parametrize(
+    ("spoils", "all_of_it", "why"),
+    [
+        (b"", False, "disconnected"),
+        (b"hello\r\n\r\n", True, "does not answer (hello)"),
+        (OK + b"{}", False, "KeyError: 'url'"),
+        (OK + b"[]", False, "TypeError: "),
+        (OK + b"<html>log in</html>", False, "JSONDecodeError: "),
+        (OK.replace(b"200 OK", b"403 no") + b'{"error": "\\u001b[31mred"}', False, "[31mred"),
+    ],
+)
+def test_a_hub_that_is_none(
+    server: str,
+    tmp_path: Path,
+    fails: Fails,
+    monkeypatch: pytest.MonkeyPatch,
+    spoils: bytes,
+    all_of_it: bool,
+    why: str,
+) -> None:
+    """A connection that breaks, the page of a hotel: one line, and the way to do it later can be pasted."""
+    monkeypatch.setattr(Hub, "spoils", spoils)
+    monkeypatch.setattr(Hub, "spoils_all", all_of_it)
+    out = tmp_path / "my model"
+    line = fails(*push(out))
+    assert f"{out} is there, and was not uploaded (" in line and why in line
+    assert line.rstrip().endswith(f"later: hf upload me/mine '{out}'") and "\x1b" not in line
+    assert (out / "model.safetensors").is_file()
+
+
 def test_without_a_network_or_a_token(
     tmp_path: Path, fails: Fails, monkeypatch: pytest.MonkeyPatch, server: str
 ) -> None:
@@ -151,6 +191,15 @@ def test_a_dry_run_asks_nobody(
     assert done["out"] == str(tmp_path / "out")
     assert done["hub"].startswith("would upload 7 files, 4.0 MB, to http")
     assert done["hub"].endswith("/me/mine (public)")
+
+
+@pytest.mark.parametrize("name", ["me/a--b", "me/a.git", "me/..", "me/" + "a" * 99])
+def test_names_that_the_hub_does_not_take(name: str, tmp_path: Path, fails: Fails) -> None:
+    """Said before anything is written, also by a dry run."""
+    for more in ([], ["--dry-run"]):
+        line = fails("export", "--out", str(tmp_path / "out"), "--push", name, *more)
+        assert line.startswith("error: --push: ") and f"{name!r}" in line
+        assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("name", ["mine", "me/", "a/b/c", "me/my model", "../x"])

@@ -2,10 +2,13 @@
 
 Its libraries ask again and again before they look into their caches. Here it is asked once."""
 
+import re
+import shlex
 import ssl
 import urllib.error
 import urllib.request
 from functools import lru_cache
+from http.client import HTTPException
 from pathlib import Path
 
 from modicum.types import UserError
@@ -26,11 +29,21 @@ def silence() -> str:
         urllib.request.urlopen(request, timeout=SECONDS).close()
     except urllib.error.HTTPError:
         return ""
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, HTTPException) as error:
         why = getattr(error, "reason", error)
         if not isinstance(why, ssl.SSLError):  # the libraries bring certificates of their own
-            return f"{constants.ENDPOINT} does not answer ({why})"
+            return f"{constants.ENDPOINT} does not answer ({' '.join(str(why).split())})"
     return ""
+
+
+def require_name(repo: str) -> None:
+    """UserError where the hub takes no model of this name."""
+    from huggingface_hub.utils import HFValidationError, validate_repo_id
+
+    try:
+        validate_repo_id(repo)
+    except HFValidationError as error:
+        raise UserError(f"--push: {error}") from None
 
 
 def push(folder: Path, repo: str, private: bool, dry: bool) -> str:
@@ -49,7 +62,10 @@ def push(folder: Path, repo: str, private: bool, dry: bool) -> str:
             create_repo(repo, private=private or None, exist_ok=True)
             made = upload_folder(repo_id=repo, folder_path=folder, commit_message="Model")
             return f"uploaded {what}: {made}"
-        except (errors.HfHubHTTPError, OSError, ValueError) as error:
-            why = f"{' '.join(str(error).split()):.300}"
-    later = f"later: hf upload {repo} {folder}{' --private' * private}"
+        # Its base is whatever the library below raises where a connection breaks; the others are what
+        # becomes of an answer that no hub gives.
+        except (*errors.HfHubHTTPError.__bases__, LookupError, TypeError, ValueError) as error:
+            said = f"{type(error).__name__}: {error}"
+            why = re.sub(r"[\s\x00-\x1f]+", " ", said)[:300]
+    later = f"later: hf upload {repo} {shlex.quote(str(folder))}{' --private' * private}"
     raise UserError(f"{folder} is there, and was not uploaded ({what}): {why}; {later}")

@@ -87,8 +87,10 @@ def run_export(found: Namespace) -> int:
     from modicum import export
     from modicum.models.load import HUB_ID
 
-    if (found.push or found.private or found.dry_run) and not HUB_ID.fullmatch(found.push):
-        raise UserError(f"--push must name a model on the hub as USER/NAME, not {found.push!r}")
+    if found.push or found.private or found.dry_run:
+        if not HUB_ID.fullmatch(found.push):
+            raise UserError(f"--push must name a model on the hub as USER/NAME, not {found.push!r}")
+        hub.require_name(found.push)
 
     out, trust = Path(found.out), given(Trust, found)
     if found.run:

@@ -158,7 +158,8 @@ def known(loaded: Any, place: str) -> Any:
     folder, hashes = Path(place).expanduser(), loaded.identity.hashes
     files = [folder / name for name in (CONFIG, WEIGHTS)]
     if not all(path.is_file() for path in files):
-        raise UserError(f"init_adapter: {folder} is no folder with {CONFIG} and {WEIGHTS}")
+        made = "as `modicum export RUN --format adapter` writes"
+        raise UserError(f"init_adapter: {folder} is no folder with {CONFIG} and {WEIGHTS}, {made}")
     told = read_object(folder / DESCRIBED, optional=True).get("base_hash", hashes["base_hash"])
     past = f"init_adapter: {folder} was trained on"
     loaded.identity.require({**hashes, "base_hash": told}, past, "--model")
