@@ -7,7 +7,7 @@ A cell is a run of `modicum train --recipe addition` in a process of its own: wi
 `last(6)` or `lora(rank=8)`, a seed. Finished cells are kept in benchmarks/paired.json, and one that was stopped
 goes on in runs/paired, so the same command goes on with what is left. Of each: peak memory of the process,
 seconds of training, held-out accuracy of the base and of the policy. Compared problem by problem, seeds
-together: with the setting less without, with the 95 % interval. The base of NF4 is the rounded model. A run's own
+averaged: with the setting less without, with the 95 % interval over problems. The base of NF4 is the rounded model. A run's own
 evaluation draws four completions a problem, the same noise for every seed, so that its luck is shared by all of
 them, and under vLLM its noise is another: `again` are both policies once more, sixteen completions a problem of
 this process, the same noise for both (`modicum evaluate --sampler local`). The server's memory is not counted.
@@ -98,7 +98,10 @@ def compared(rows: Rows, how: str) -> list[dict[str, Any]]:
         for name in ("base", "trained", "again"):
             if not all(name in of[s] for of in runs for s in seeds):
                 continue
-            both = [[score for s in seeds for score in of[s][name]] for of in runs]
+            both = [
+                [*map(statistics.fmean, zip(*(of[s][name] for s in seeds), strict=True))]
+                for of in runs
+            ]
             interval = paired_interval(both[1], both[0])
             line[name] = [*map(statistics.fmean, both), interval.low, interval.high]
         found.append(line)
