@@ -171,6 +171,16 @@ def test_a_prompt_that_no_template_gives_is_said(
     assert whole == AutoTokenizer.from_pretrained(base).chat_template
 
 
+def test_what_is_typed_names_a_base_with_a_space(run: Path, tmp_path: Path) -> None:
+    told = card.hand(run, past_config(run), load(past_config(run).model).tokenizer)
+    facts = {"steps": 1, "trainable": 1, "total": 2, "hashes": {}, "written_by": "modicum 1"}
+    (tmp_path / "adapter_config.json").write_text(
+        '{"peft_type": "LORA", "use_dora": false, "r": 4}'
+    )
+    card.write(tmp_path, {**told, **facts, "base": "my base", "repo": ""})
+    assert "`vllm serve 'my base' --enable-lora" in (tmp_path / "README.md").read_text()
+
+
 def test_a_card_that_knows_the_base_on_the_hub(run: Path, tmp_path: Path) -> None:
     """Its id stands in the front matter."""
     told: dict[str, Any] = card.hand(run, past_config(run), load(past_config(run).model).tokenizer)

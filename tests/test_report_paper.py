@@ -14,6 +14,7 @@ import pytest
 
 import fake_study
 from fake_runs import make
+from helpers import Fails
 from modicum import cli
 from modicum.report import paper, style, words
 
@@ -46,6 +47,21 @@ def test_figures_are_as_wide_as_a_column_and_as_a_page(folder: Path) -> None:
         text = b"".join(map(inflated, re.findall(rb"stream\r?\n(.*?)endstream", data, re.DOTALL)))
         letters = re.findall(rb"/F\d+ ([\d.]+) Tf", text)
         assert letters and all(float(points) >= 8 for points in letters)
+
+
+def test_a_page_that_was_edited_stays(
+    tmp_path: Path, fails: Fails, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A reader's own `paper.tex`, or one of which the first line was taken away, is never replaced."""
+    run, out = str(make(tmp_path, "full")), tmp_path / "paper"
+    asked = ["report", run, "--paper", "--out", str(out)]
+    assert cli.run(asked) == cli.run(asked) == 0  # one of modicum's is
+    capsys.readouterr()
+    mine = (out / "paper.tex").read_text().partition("\n")[2] + "% mine"
+    (out / "paper.tex").write_text(mine)
+    (out / "modicum.bib").unlink()
+    assert f"{out / 'paper.tex'} is a page of yours" in fails(*asked)
+    assert (out / "paper.tex").read_text() == mine and not (out / "modicum.bib").exists()
 
 
 def inflated(stream: bytes) -> bytes:

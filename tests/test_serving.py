@@ -422,8 +422,11 @@ def test_what_a_server_cannot_do_is_refused(stub: Stub) -> None:
     for cut in ({"top_k": 5}, {"top_p": 0.8}):
         with pytest.raises(UserError, match="top-k and top-p"):
             policy.sample(PROMPTS, KEYS, 2, replace(SHORT, **cut))
-    for text in ("server", "server('localhost:80')"):
-        with pytest.raises(UserError, match="it takes addresses"):
+    for text in ("server", "server('http://h:1', 'http://h:1/')"):
+        with pytest.raises(UserError, match="it takes addresses, each once"):
+            parse(text)
+    for text in ("server('localhost:80')", "server('http://[::1')"):
+        with pytest.raises(UserError, match="not a URL"):
             parse(text)
 
 

@@ -114,7 +114,21 @@ def test_versions_that_are_known(canned: Stub, release: str) -> None:
     assert Server(canned.url).about()["release"] == release
 
 
-@pytest.mark.parametrize("url", ["127.0.0.1:8000", "ftp://host", "http://", ""])
+@pytest.mark.parametrize(
+    "url",
+    [
+        *(
+            "127.0.0.1:8000",
+            "ftp://host",
+            "http://",
+            "",
+            "http://:80",
+            "http://[::1",
+            "http://h:99999",
+        ),
+        *("http://a b", "http://me:secret@host", "http://host/v1?x=1", "http://host#there"),
+    ],
+)
 def test_what_is_no_url_is_refused(url: str) -> None:
     with pytest.raises(UserError, match="not a URL such as"):
         Server(url)

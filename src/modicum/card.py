@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 from modicum.config import TrainConfig, to_toml
@@ -49,6 +50,6 @@ def write(folder: Path, told: Mapping[str, Any]) -> None:
     text = there.read_text(encoding="utf-8", errors="replace") if there.is_file() and local else ""
     mine = replace(told["config"], model=told["base"], base="", out="", init_adapter=init)
     known = {"peft": adapter, "local": local, "licence": LICENCE.findall(text), "init": init}
-    made = environment(fenced=fenced, literal=repr).get_template("card.md")
+    made = environment(fenced=fenced, literal=repr, quoted=quote).get_template("card.md")
     card = re.sub(r"\n{3,}", "\n\n", made.render(**told, **known, toml=to_toml(mine)))
     (folder / "README.md").write_text(card.strip() + "\n", encoding="utf-8")

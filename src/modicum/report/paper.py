@@ -11,6 +11,7 @@ from pathlib import Path
 from modicum.report import page, style
 from modicum.report.document import Figure, Table, Values
 from modicum.report.words import environment, file, printable
+from modicum.types import UserError
 
 WIDTHS = {"column": True, "page": False}
 LETTERS = 8.0  # points, at least
@@ -30,6 +31,10 @@ def write(folders: Sequence[str | Path], out: str | Path = "", title: str = "") 
     known = [line for line in lines if re.search(rf"\b{line[0]}\b", said)]
     values = {"document": document, "figures": figures, "tables": tables, "references": known}
     made = {name: filled(name, **values) for name in ("paper.tex", "modicum.bib")}
+    mark, there = made["paper.tex"].partition("\n")[0].encode(), to / "paper.tex"
+    if there.is_file() and not there.read_bytes().startswith(mark):
+        why = "is a page of yours, not of modicum's: name another folder by --out, or rename it"
+        raise UserError(f"{there} {why}")
     for table in tables:
         name = "tables/" + re.sub(r"[^a-z0-9]+", "-", table.name.lower()).strip("-")
         made |= {

@@ -48,8 +48,12 @@ class Server:
     breaks, UserError, one line, for what the server refuses."""
 
     def __init__(self, url: str, patience: float = 600.0) -> None:
-        split = urlsplit(url)
-        if split.scheme not in ("http", "https") or not split.netloc:
+        try:
+            split = urlsplit(url)
+            right = split.scheme in ("http", "https") and split.hostname and split.port != 0
+        except ValueError:  # a bracket without the other, a port that none can have
+            right = False
+        if not right or re.search(r"[\s?#@]", url):
             raise UserError(f"server {url!r}: not a URL such as http://127.0.0.1:8000")
         self.url, self.patience = url.rstrip("/"), patience
         self.version = ""  # of the weights that were published last; nothing before that

@@ -90,8 +90,9 @@ class Served(SamplerSettings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not self.urls or not all(url.startswith(("http://", "https://")) for url in self.urls):
-            raise UserError("sampler server: it takes addresses: server('http://localhost:8000')")
+        if not self.urls or len({Server(url).url for url in self.urls}) < len(self.urls):
+            why = "it takes addresses, each once: server('http://localhost:8000')"
+            raise UserError(f"sampler server: {why}")
 
     def __str__(self) -> str:
         folder = [f"folder={self.folder!r}"] if self.folder else []
