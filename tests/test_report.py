@@ -88,6 +88,13 @@ def test_load_gives_columns_with_nan_for_missing(tmp_path):
     np.testing.assert_array_equal(record.metrics["policy/entropy"], [np.nan, np.nan])
 
 
+def test_where_a_run_began_is_in_no_page(runs: list[Path]) -> None:
+    assert load(runs[0]).environment == {"packages": {"numpy": "2.0"}}
+    page.write(runs[:1])
+    written = [path.read_text() for path in (runs[0] / "report.html", runs[0] / "report.md")]
+    assert "2.0" in written[1] and not [text for text in written if "somebody" in text]
+
+
 def test_load_keeps_the_later_line_of_a_repeated_step(tmp_path):
     folder = make(tmp_path, "full")
     (folder / "metrics.jsonl").write_text(

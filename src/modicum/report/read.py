@@ -111,6 +111,7 @@ def load(folder: str | Path) -> RunRecord:
     file = folder / "result.json"
     result = fill(RunResult, read_object(file), str(file)) if file.exists() else None
     environment = read_object(folder / "environment.json", optional=True)
+    environment.pop("began_in", None)  # a page that is passed on says nothing of folders
     return RunRecord(folder, config, metrics, samples, result, environment)
 
 

@@ -135,9 +135,7 @@ def compact(folder: Path, analysis: Analysis) -> dict[str, Any]:
             if (not arm.by_seed or seed in arm.by_seed) and (path / "metrics.jsonl").is_file()
         }
         arms[arm.slug] = {s: r for s, r in records.items() if len(r.metrics.get("step", ()))}
-    every = [r.environment for records in arms.values() for r in records.values() if r.environment]
-    # What is shipped says nothing of folders.
-    found = [{key: e[key] for key in e if key != "began_in"} for e in every]
+    found = [r.environment for records in arms.values() for r in records.values() if r.environment]
     return {
         "format": FORMAT,
         "arms": {slug: _arm(records) for slug, records in arms.items() if records},
