@@ -65,7 +65,7 @@ def make(root: Path, update: str, trained: float = 0.3456, seed: int = 0, steps:
         "agreement_max": 2e-6,
     }
     (folder / "result.json").write_text(json.dumps(result))
-    known = {"packages": {"numpy": "2.0"}, "began_in": ["/home/somebody/work", "../.."]}
+    known = {"packages": {"numpy": "2.0"}, "began_in": ["somebody/work", "../.."]}
     (folder / "environment.json").write_text(json.dumps(known))
     return folder
 

@@ -48,13 +48,14 @@ class Server:
     breaks, UserError, one line, for what the server refuses."""
 
     def __init__(self, url: str, patience: float = 600.0) -> None:
+        refused = UserError(f"server {url!r}: not a URL such as http://127.0.0.1:8000")
         try:
             split = urlsplit(url)
             right = split.scheme in ("http", "https") and split.hostname and split.port != 0
         except ValueError:  # a bracket without the other, a port that none can have
-            right = False
+            raise refused from None
         if not right or re.search(r"[\s?#@]", url):
-            raise UserError(f"server {url!r}: not a URL such as http://127.0.0.1:8000")
+            raise refused
         self.url, self.patience = url.rstrip("/"), patience
         self.version = ""  # of the weights that were published last; nothing before that
         kind = HTTPSConnection if split.scheme == "https" else HTTPConnection
