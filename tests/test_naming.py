@@ -140,14 +140,17 @@ def test_a_run_is_found_again_and_goes_on(
     assert sorted(path.name for path in Path("runs").iterdir()) == sorted([name, other])
 
 
+NAMED = ("member", "fixed")
+
+
 def test_the_kinds_that_name_a_run_are_those_that_make_it() -> None:
     """Every setting that a resumed run may not change is in the name when it differs."""
     from test_resume_settings import SETTINGS, changed
 
     for name, (kind, value) in SETTINGS.items():
-        other = naming.name_of(changed(TrainConfig(), name, value)) if kind == "fixed" else ""
+        other = naming.name_of(changed(TrainConfig(), name, value)) if kind in NAMED else ""
         assert other != "full-seed0", name
-    pairs = itertools.combinations([n for n, (kind, _) in SETTINGS.items() if kind == "fixed"], 2)
+    pairs = itertools.combinations([n for n, (kind, _) in SETTINGS.items() if kind in NAMED], 2)
     config = TrainConfig()
     for one, other in list(pairs)[::7]:
         both = changed(changed(config, one, SETTINGS[one][1]), other, SETTINGS[other][1])

@@ -71,7 +71,7 @@ SETTINGS: dict[str, tuple[str, Any]] = {
     "compute.dtype": ("fixed", "bf16"),
     "compute.rounding": ("fixed", "nearest"),
     "compute.engine": ("digits", "library"),
-    "compute.sampler": ("fixed", "other"),
+    "compute.sampler": ("member", "other"),
     "compute.parallel": ("digits", "ddp"),
     "compute.trunk_bytes": ("digits", 0),
     "compute.checkpointing": ("digits", True),
@@ -124,7 +124,7 @@ def test_the_page_says_what_the_settings_say() -> None:
     page = (Path(__file__).parent.parent / "docs" / "method.md").read_text(encoding="utf-8")
     table = page.split("## Resume\n")[1].split("\n## ")[0]
     rows = dict(re.findall(r"^\| `(\w+)` \|.*\| ([^|]*) \|$", table, re.M))
-    for kind in ("free", "digits", "length"):
+    for kind in ("free", "digits", "length", "member"):
         named = [name for name, (of, _) in SETTINGS.items() if of == kind]
         assert re.findall(r"`([\w.]+)`", rows[kind]) == named
     assert rows["fixed"] == "all others"
@@ -139,7 +139,7 @@ def test_what_may_change_and_what_may_not(name: str, tmp_path: Path) -> None:
     now = changed(past, name, value)
     key = name.rpartition(".")[2]
     old = "None" if key in ("learning_rate", "system") else repr(getattr_of(past, name))
-    if kind == "fixed":
+    if kind in ("member", "fixed"):
         with pytest.raises(UserError) as caught:
             run_folder._changes(tmp_path, now)
         text = f"{tmp_path} was begun with other settings ({name} = {old}), not {name} = {value!r};"
@@ -151,6 +151,13 @@ def test_what_may_change_and_what_may_not(name: str, tmp_path: Path) -> None:
     else:
         changes = {} if name == "out" else {name: (getattr_of(past, name), value)}
         assert run_folder._changes(tmp_path, now) == (changes, kind == "digits")
+
+
+def test_the_arguments_of_a_member_may_change_as_digits_do(tmp_path: Path) -> None:
+    at = [f"server('http://there:{port}')" for port in (8000, 8001)]
+    past, now = (changed(TrainConfig(), "compute.sampler", text) for text in at)
+    (tmp_path / "config.toml").write_text(to_toml(past))
+    assert run_folder._changes(tmp_path, now) == ({"compute.sampler": tuple(at)}, True)
 
 
 def getattr_of(config: Any, name: str) -> Any:

@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 
 from modicum import draws, stopping
 from modicum.limits import Limits, Natural, Positive, Share, ShareBelowOne
-from modicum.settings import Settings, chosen, digits, fixed, free, length
+from modicum.settings import Settings, chosen, digits, fixed, free, length, member
 from modicum.settings import from_mapping as from_mapping
 from modicum.settings import read_toml as read_toml
 from modicum.settings import to_toml as to_toml
@@ -149,7 +149,7 @@ class Compute(Settings):
     """How masters become weights of 16 bits: up or down by chance, right on average, or to nearest."""
     engine: Literal["auto", "split", "library"] = digits("auto")
     """How the model is run: in stretches of layers, or by the library's whole forward."""
-    sampler: str = fixed("local")
+    sampler: str = member("local")
     """What draws completions: local, this process; vllm, a server of its own; server('http://...')."""
     parallel: str = digits("auto")
     """How several processes train together: none, ddp, zero, fsdp; auto is ddp under torchrun, else none."""

@@ -38,7 +38,8 @@ def run_folder(config: TrainConfig) -> Path:
 def name_of(config: TrainConfig) -> str:
     """The name of a run, at most LONGEST letters, of which a shell needs none quoted."""
     usual = {name: value for name, _, value in settings(TrainConfig())}
-    named = (s for s in settings(config) if s[1] == "fixed" or s[0] in ("model", "init_adapter"))
+    same, bases = ("member", "fixed"), ("model", "init_adapter")
+    named = (s for s in settings(config) if s[1] in same or s[0] in bases)
     ordered = sorted(named, key=lambda setting: setting[0] not in PLAIN)
     differ = {name: value for name, _, value in ordered if value != usual[name]}
     if "optimizer.schedule" in differ or "curriculum" in differ:

@@ -8,6 +8,7 @@ where it is declared what resume may do:
 free     it may change: nothing that is trained depends on it
 digits   it may, and last digits change: the same sums are added in another order
 length   it may where nothing in the run follows its length
+member   its arguments may, as with digits; which member of its kind it names may not
 fixed    it may not: the run would be another one
 
 A setting that is `chosen` has a value (0, None) that leaves it to the program. It is written `auto`,
@@ -31,7 +32,7 @@ from modicum.spec import check, nearest, short
 from modicum.types import Frozen, UserError
 
 C = TypeVar("C")
-Resume = Literal["free", "digits", "length", "fixed"]
+Resume = Literal["free", "digits", "length", "member", "fixed"]
 AUTO = "auto"
 
 
@@ -39,7 +40,7 @@ def _setting(resume: Resume) -> Callable[[Any], Any]:
     return lambda default: dataclasses.field(default=default, metadata={"resume": resume})
 
 
-free, digits, length, fixed = map(_setting, typing.get_args(Resume))
+free, digits, length, member, fixed = map(_setting, typing.get_args(Resume))
 
 
 def chosen(setting: Any) -> Any:

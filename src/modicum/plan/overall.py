@@ -118,6 +118,7 @@ def make(
     decoder = DecodingCost(subject.layers, num_bytes(weights), token, cache)
     on = {"share": SHARE[machine.device], "bandwidth_share": BANDWIDTH_SHARE[machine.device]}
     more = {"machine": machine, "lengths": given, "ranks": ranks}
+    more["here"] = parse(config.compute.sampler).in_process
     said = filled("assumptions.txt", **on, **more, config=config)
     fits = None if machine.memory is None else memory.peak.total <= machine.memory
     told = sizes.advice(config, machine, given, subject) if advise and fits is False else ""

@@ -78,16 +78,14 @@ def settle(
         where = choose_device(config.compute.device)
         kind = "cpu" if where.type == "cpu" else "cuda"  # of another accelerator nothing is known
         machine = Machine(f"free on {where}", kind, free_memory(where), None)
-    room = (
-        room_of(machine)
-        - parse(config.compute.sampler).held(machine.memory or 0, machine.device)[0]
-    )
+    room = room_of(machine)
     if simple_enough:
         simple = changed(config, **{name: names[name] for name in free})
         model_config = config_of(config.model, config.trust, config.base)
         most = generous_bound(simple, model_config, config.sampling.max_tokens)
-        if config.trust.trust_remote_code or (most is not None and most < room):
-            why = f"{room / GIB:.3g} GiB are far more than it takes"
+        served, _ = parse(config.compute.sampler).held(machine.memory or 0, machine.device)
+        if config.trust.trust_remote_code or (most is not None and most < room - served):
+            why = f"{(room - served) / GIB:.3g} GiB are far more than it takes"
             return simple, found | {name: Chosen(names[name], why) for name in free}
     subject = replace(subject or Subject.of(config, parts), memory=machine.memory)
     made, memory = search(config, lengths_of(config, prompt, parts.task), machine, free, subject)

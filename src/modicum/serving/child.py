@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from modicum.serving import keeper
-from modicum.serving.client import KNOWN, Server, ServerGone, one_line
+from modicum.serving.client import VLLM, Server, ServerGone, one_line
 from modicum.types import UserError
 
 MODULE = "vllm.entrypoints.openai.api_server"  # `vllm serve` does not know its CPU build's name
@@ -122,17 +122,17 @@ class ServerProcess:
         """vLLM's own arguments."""
         told = {
             **{"model": self.model, "served-model-name": self._name},
-            **KNOWN["arguments"],
+            **VLLM["arguments"],
             **{"port": port, "dtype": self.dtype, "gpu-memory-utilization": self.memory},
             **{"tensor-parallel-size": self.tensor_parallel, "max-model-len": self.max_length},
         }
         flags = ["--enable-scale-out"]
         if shutil.which("nvidia-smi") is None:
-            flags += KNOWN["without_gpu"]
+            flags += VLLM["without_gpu"]
         if self.sleep:
             flags.append("--enable-sleep-mode")
         if self.lora_rank:
-            room = next((rank for rank in KNOWN["ranks"] if rank >= self.lora_rank), self.lora_rank)
+            room = next((rank for rank in VLLM["ranks"] if rank >= self.lora_rank), self.lora_rank)
             told |= {"max-lora-rank": room, "max-loras": 2}  # the old one until the new one is in
             flags.append("--enable-lora")
         pairs = [text for key, value in told.items() for text in (f"--{key}", str(value))]
@@ -140,11 +140,11 @@ class ServerProcess:
 
     def _start(self, port: int) -> bool:
         """Start it and wait until it answers by its name; False if another program has its port."""
-        kept = {key: text for key, text in os.environ.items() if key not in KNOWN["dropped"]}
+        kept = {key: text for key, text in os.environ.items() if key not in VLLM["dropped"]}
         seen = {} if self.gpu is None else {VISIBLE: gpus(self.gpu, self.tensor_parallel)}
         command = [sys.executable, "-I", keeper.__file__, str(os.getpid())]
         command += [interpreter(self.python), "-m", MODULE, *self.arguments(port)]
-        env = KNOWN["defaults"] | kept | KNOWN["given"] | seen
+        env = VLLM["defaults"] | kept | VLLM["given"] | seen
         how: dict[str, Any] = {"stdin": subprocess.DEVNULL, "stderr": subprocess.STDOUT}
         how |= {"env": env, "start_new_session": True}
         with self._log.open("ab") as output:

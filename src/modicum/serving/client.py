@@ -19,7 +19,7 @@ from urllib.parse import urlsplit
 
 from modicum.types import Frozen, UserError
 
-KNOWN = tomllib.loads(Path(__file__).with_name("server.toml").read_text(encoding="utf-8"))
+VLLM = tomllib.loads(Path(__file__).with_name("server.toml").read_text(encoding="utf-8"))
 VERSIONS = (32, 34)
 """Versions 0.N of vLLM: from, and before. 0.31 has no checksums, and does not say which weights drew."""
 FIRST = "default"  # the version that a server says before one was published
@@ -188,7 +188,7 @@ class Server:
         if status >= 500 and not self.alive():
             raise ServerGone(f"{where}: {why}")
         if status == 404 and why == "Not Found":
-            need = KNOWN["needs"].get(path, "VLLM_SERVER_DEV_MODE=1")
+            need = VLLM["needs"].get(path, "VLLM_SERVER_DEV_MODE=1")
             raise UserError(f"{self.url} has no {path}: it must be started with {need}")
         raise UserError(f"{where}: {why}")
 

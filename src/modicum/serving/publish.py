@@ -22,7 +22,7 @@ from modicum.models.four_bit import numbers, packed, unpack
 from modicum.models.identity import marks
 from modicum.models.load import inner
 from modicum.models.weight_copy import TOGETHER
-from modicum.serving.client import KNOWN
+from modicum.serving.client import VLLM
 from modicum.updates.adapter import Adapter
 from modicum.updates.base import Prepared
 from modicum.updates.layout import WORDS
@@ -120,7 +120,7 @@ class Publisher:
             self.units[path] = block if block in odd else f"{block}.{kind}"
         pairs = [self._factors(path) for path in self.layers if path.endswith(ADAPTED)]
         ranks = [len(pair[0]) for pair in pairs if pair is not None]
-        fits = len(ranks) == len(self.layers) and max(ranks, default=0) <= KNOWN["ranks"][-1]
+        fits = len(ranks) == len(self.layers) and max(ranks, default=0) <= VLLM["ranks"][-1]
         self.rank = max(ranks, default=0) if fits else 0
         """Of the adapter that a server is sent; 0: it has none, and gets what is merged."""
         self.sent: dict[str, str] = {}

@@ -19,7 +19,6 @@ from modicum.training.session import Session
 from modicum.types import FolderError, RunInterrupted, UserError
 
 Changes = dict[str, tuple[Any, Any]]  # before and now, by name
-SAMPLER = "compute.sampler"
 LENGTH = {name for name, kind, _ in settings(TrainConfig()) if kind == "length"}
 
 
@@ -154,12 +153,12 @@ def _changes(folder: Path, config: TrainConfig) -> tuple[Changes, bool]:
     both = zip(settings(past), settings(now), strict=True)
     found = {name: (kind, old, new) for (name, kind, old), (_, _, new) in both if old != new}
     found.pop("out", None)  # the folder may have been moved, or be named in another way now
-    _, old, new = found.get(SAMPLER, ("", "local", "vllm"))
-    if old.partition("(")[0] == new.partition("(")[0]:
-        found[SAMPLER] = ("digits", old, new)  # the same at other addresses, or with other memory
+    for name, (kind, old, new) in found.items():
+        if kind == "member" and old.partition("(")[0] == new.partition("(")[0]:
+            found[name] = ("digits", old, new)
     changes = {name: (old, new) for name, (_, old, new) in found.items()}
-    stay = {name for name, kind, _ in settings(now) if kind == "fixed"}
-    stay -= {name for name, (kind, *_) in found.items() if kind != "fixed"}
+    stay = {name for name, kind, _ in settings(now) if kind in ("member", "fixed")}
+    stay -= {name for name, (kind, *_) in found.items() if kind == "digits"}
     if past.sampling.long_prompts == "skip":
         stay.add("sampling.max_prompt_tokens")  # says which problems there are
     other = {name: both for name, both in changes.items() if name in stay}

@@ -52,7 +52,7 @@ class Schedule:
     def __init__(
         self, rates: Mapping[str, float] | None = None, entries: Mapping[str, Tensor] | None = None
     ) -> None:
-        self.weights = dict(rates or {})
+        self.weights = dict(rates or {})  # multipliers of the learning rate, by tensor
         self.entries: Mapping[str, Tensor] = dict(entries or {})
         self.start: frozenset[str] | None = None  # what trains at first; None: everything
 
