@@ -15,6 +15,7 @@ from modicum.report.page import fenced
 from modicum.report.words import environment
 from modicum.results import RunResult, fill
 from modicum.runs import read_object
+from modicum.serving.client import VLLM
 from modicum.tasks.handed import PROBES, handed
 from modicum.tasks.prompts import encode, stops
 from modicum.types import Problem, UserError
@@ -50,6 +51,7 @@ def write(folder: Path, told: Mapping[str, Any]) -> None:
     text = there.read_text(encoding="utf-8", errors="replace") if there.is_file() and local else ""
     mine = replace(told["config"], model=told["base"], base="", out="", init_adapter=init)
     known = {"peft": adapter, "local": local, "licence": LICENCE.findall(text), "init": init}
+    known["ranks"] = VLLM["ranks"]
     made = environment(fenced=fenced, literal=repr, quoted=quote).get_template("card.md")
     card = re.sub(r"\n{3,}", "\n\n", made.render(**told, **known, toml=to_toml(mine)))
     (folder / "README.md").write_text(card.strip() + "\n", encoding="utf-8")
